@@ -1,0 +1,4 @@
+//! The programs `rdma-httpd` and `rdma-fetch`, as functions, so that `testbed` can carry them inside its own binary.
+
+pub mod fetch;
+pub mod httpd;

@@ -1,0 +1,157 @@
+//! What the system did, told as it happens: one JSON object a line, for whoever watches (`--events`).
+//!
+//! These are facts, not log lines: the testbed builds its observations from them, so their names and fields are an
+//! interface. Volatile values (ports, STags, addresses) are given as they are; the reader normalises.
+
+use std::fs::File;
+use std::io::{self, Write};
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
+
+use serde::{Deserialize, Serialize};
+
+/// An event and when it happened.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Record {
+    /// Microseconds since the recorder was made, on the monotonic clock.
+    pub at_us: u64,
+    /// What happened.
+    pub event: Event,
+}
+
+/// What happened.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "kebab-case", deny_unknown_fields)]
+#[non_exhaustive]
+pub enum Event {
+    /// The server accepts requests.
+    Listening {
+        /// Where, with the port that was taken.
+        address: std::net::SocketAddr,
+    },
+    /// An HTTP request head was sent (client) or received (server).
+    HttpRequest {
+        /// Numbers the exchanges of this process from 1.
+        exchange: u64,
+        /// `GET`.
+        method: String,
+        /// The request target.
+        target: String,
+        /// Field names in lower case with their values, in order.
+        headers: Vec<(String, String)>,
+    },
+    /// An HTTP response head was sent (server) or received (client).
+    HttpResponse {
+        /// The exchange it ends.
+        exchange: u64,
+        /// The status code.
+        status: u16,
+        /// Field names in lower case with their values, in order.
+        headers: Vec<(String, String)>,
+    },
+    /// A region was registered.
+    RegionRegistered {
+        /// Its STag.
+        stag: u32,
+        /// Its length in bytes.
+        length: u64,
+        /// What the peer may do to it.
+        access: String,
+    },
+    /// A region was deregistered.
+    RegionReleased {
+        /// Its STag.
+        stag: u32,
+    },
+    /// An RDMA connection was established.
+    RdmaConnected {
+        /// Our address.
+        local: std::net::SocketAddr,
+        /// The peer's address.
+        peer: std::net::SocketAddr,
+        /// Whether we connected (else we accepted).
+        initiator: bool,
+    },
+    /// An RDMA connection ended.
+    RdmaClosed {
+        /// Our address.
+        local: std::net::SocketAddr,
+        /// The peer's address.
+        peer: std::net::SocketAddr,
+    },
+    /// An RDMA operation completed here: `write`, `read`, `send` or `receive`.
+    Operation {
+        /// Which.
+        op: String,
+        /// Bytes.
+        length: u64,
+        /// The remote region, for `write` and `read`.
+        stag: Option<u32>,
+        /// The remote offset, for `write` and `read`.
+        to: Option<u64>,
+    },
+    /// The body goes over TCP although RDMA was asked for.
+    Fallback {
+        /// The reason's token, as in the response's `RDMA:` field.
+        reason: String,
+    },
+    /// An `RDMA:` field that could not be understood; the request is served plainly.
+    HeaderIgnored {
+        /// What was wrong with it.
+        error: String,
+    },
+    /// The client has the whole body.
+    BodyReceived {
+        /// `rdma` or `tcp`.
+        via: String,
+        /// Bytes.
+        length: u64,
+    },
+    /// Something failed, in the words that the user sees.
+    Failed {
+        /// The message.
+        error: String,
+    },
+}
+
+/// Takes events. Cheap to clone; the default one takes them nowhere.
+#[derive(Clone, Default)]
+pub struct Recorder(Option<Arc<Sink>>);
+
+struct Sink {
+    start: Instant,
+    out: Mutex<Box<dyn Write + Send>>,
+}
+
+impl Recorder {
+    /// Writes events to `path` (created, truncated), or to standard output for `-`.
+    pub fn to_path(path: &Path) -> io::Result<Self> {
+        if path.as_os_str() == "-" {
+            Ok(Self::to_writer(io::stdout()))
+        } else {
+            Ok(Self::to_writer(File::create(path)?))
+        }
+    }
+
+    /// Writes events to `out`, each flushed as a line of its own.
+    pub fn to_writer(out: impl Write + Send + 'static) -> Self {
+        Self(Some(Arc::new(Sink { start: Instant::now(), out: Mutex::new(Box::new(out)) })))
+    }
+
+    /// Whether anybody listens, for events that cost something to make.
+    pub fn is_on(&self) -> bool {
+        self.0.is_some()
+    }
+
+    /// Records an event. A reader that went away is no reason to stop serving: write errors are dropped.
+    pub fn record(&self, event: Event) {
+        let Some(sink) = &self.0 else { return };
+        let at_us = u64::try_from(sink.start.elapsed().as_micros()).unwrap_or(u64::MAX);
+        let Ok(mut line) = serde_json::to_vec(&Record { at_us, event }) else { return };
+        line.push(b'\n');
+        let mut out = sink.out.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let _ = out.write_all(&line).and_then(|()| out.flush());
+    }
+}

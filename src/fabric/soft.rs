@@ -1,0 +1,1 @@
+//! User-space iWARP over tokio: drives [`crate::iwarp`] with TCP sockets.

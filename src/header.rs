@@ -1,0 +1,1 @@
+//! The `RDMA:` header field, parsed and printed.

@@ -1,0 +1,20 @@
+//! User-space iWARP (RFC 5040, 5041, 5044, 6581) as a sans-IO state machine: bytes in, events and bytes out; no
+//! sockets, no clock.
+
+use std::fmt;
+
+/// A steering tag: the 32-bit name of a region on the wire (RFC 5040, section 1.1). Opaque; all 32 bits must match.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
+pub struct Stag(pub u32);
+
+impl fmt::Debug for Stag {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Stag({:#010x})", self.0)
+    }
+}
+
+impl fmt::Display for Stag {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:#010x}", self.0)
+    }
+}

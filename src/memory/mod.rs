@@ -1,0 +1,1 @@
+//! How bytes get registered: the strategies `static`, `dynamic`, `cache` and `sendfile`.

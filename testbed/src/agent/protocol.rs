@@ -1,0 +1,184 @@
+//! What the command line and an agent say to each other, over a Unix socket or, for a guest, a serial line.
+//!
+//! A frame is a 32-bit big-endian length, a type byte and that many bytes: `J`, a JSON message ([`Request`] towards the
+//! agent, [`Response`] from it); `0`, `1`, `2`, bytes of a command's standard input, output and error (an empty frame is
+//! end of file). A connection carries one request; an `exec` keeps it for as long as the command runs, and if the
+//! client goes away the command's process group is killed.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::topology::Plan;
+
+/// The largest frame that either side accepts.
+pub const MAX_FRAME: usize = 1 << 20;
+
+/// What is asked of an agent.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "request", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Request {
+    /// What is up: answered by [`Response::Status`].
+    Status,
+    /// Run a command in a host: answered by [`Response::Started`], then output frames, then [`Response::Exited`].
+    Exec(Exec),
+    /// To a running command: its terminal has another size now.
+    Resize(WindowSize),
+    /// To a running command: send its process group this signal.
+    Signal {
+        /// The signal's number.
+        signal: i32,
+    },
+    /// Write every frame that enters a link, either way, to a pcapng file: answered by [`Response::Done`].
+    CaptureStart {
+        /// The link's name.
+        link: String,
+        /// The file, created or truncated; absolute.
+        file: PathBuf,
+    },
+    /// End the capture and flush the file: answered by [`Response::Captured`].
+    CaptureStop {
+        /// The link's name.
+        link: String,
+    },
+    /// Take the lab down: answered by [`Response::Done`] once everything is gone.
+    Down,
+}
+
+/// A command to run in a host.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Exec {
+    /// The host.
+    pub host: String,
+    /// Program and arguments; the program is looked up in the lab's `PATH`.
+    pub argv: Vec<String>,
+    /// Set on top of the agent's environment.
+    pub env: BTreeMap<String, String>,
+    /// Where it runs; the agent's directory by default.
+    pub cwd: Option<PathBuf>,
+    /// Give it a terminal of this size (its standard error then arrives as standard output).
+    pub terminal: Option<WindowSize>,
+}
+
+/// The size of a terminal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct WindowSize {
+    /// Lines.
+    pub rows: u16,
+    /// Characters a line.
+    pub columns: u16,
+}
+
+/// What an agent answers.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "response", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Response {
+    /// What is up.
+    Status(Box<Status>),
+    /// The command runs.
+    Started {
+        /// Its process id as the lab sees it.
+        pid: i32,
+    },
+    /// The command ended, and all its output is before this.
+    Exited(Exit),
+    /// It is done.
+    Done,
+    /// The capture is closed.
+    Captured {
+        /// Frames in the file.
+        frames: u64,
+        /// Frames that could not be written; 0 or the capture must not be trusted.
+        dropped: u64,
+    },
+    /// It could not be done.
+    Failed {
+        /// Why, and what to do.
+        message: String,
+        /// Whose fault it is.
+        blame: Blame,
+    },
+}
+
+/// Whose fault a failure is; decides the exit code.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Blame {
+    /// The request makes no sense (exit code 2): no such host, no such link.
+    Usage,
+    /// This machine cannot do it (exit code 3).
+    Machine,
+    /// What was asked for failed (exit code 1): the program was not found, say.
+    Operation,
+}
+
+/// How a command ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Exit {
+    /// With this exit code.
+    Code(i32),
+    /// By this signal.
+    Signal(i32),
+}
+
+/// What is up.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Status {
+    /// The lab's name.
+    pub lab: String,
+    /// The agent's process id as the machine sees it.
+    pub agent_pid: i32,
+    /// Milliseconds since the lab was ready.
+    pub up_ms: u64,
+    /// Where it lives: `host`.
+    pub kernel: String,
+    /// What it was made from.
+    pub plan: Plan,
+    /// For each link of the plan, in its order.
+    pub links: Vec<LinkStatus>,
+    /// For each host of the plan, in its order.
+    pub hosts: Vec<HostStatus>,
+}
+
+/// What became of a host.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HostStatus {
+    /// Its name.
+    pub name: String,
+    /// What its settings read after they were set.
+    pub sysctls: BTreeMap<String, String>,
+    /// Commands running in it now.
+    pub commands: usize,
+}
+
+/// What became of a link.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LinkStatus {
+    /// Its name.
+    pub name: String,
+    /// Who carries it: `relay over TAP`, `relay over AF_PACKET` or `netem`.
+    pub driver: String,
+    /// From a to b.
+    pub a_to_b: DirectionStatus,
+    /// From b to a.
+    pub b_to_a: DirectionStatus,
+}
+
+/// Counters of one direction of a link.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DirectionStatus {
+    /// Frames carried (an offloaded frame of many segments counts once).
+    pub frames: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Frames that found the queue full.
+    pub dropped: u64,
+}

@@ -1,0 +1,1 @@
+//! Observations against what is expected: normalise, compare, accept.

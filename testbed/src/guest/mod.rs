@@ -1,0 +1,1 @@
+//! Where the agent runs: on this machine's kernel, later in a UML or QEMU guest.

@@ -1,0 +1,1 @@
+//! The user-space link emulator, and netem where the kernel has it.

@@ -1,0 +1,5 @@
+//! A file -> a checked [`Topology`] -> a [`Plan`].
+
+mod plan;
+
+pub use plan::*;
