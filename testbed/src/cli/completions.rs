@@ -1,0 +1,31 @@
+//! `testbed completions`: a shell's completion script.
+
+use std::process::ExitCode;
+
+use clap::CommandFactory;
+use clap_complete::Shell;
+
+use super::{Cli, Global, Outcome};
+
+const EXAMPLES: &str = "\
+Examples:
+  testbed completions bash > ~/.local/share/bash-completion/completions/testbed
+  testbed completions fish > ~/.config/fish/completions/testbed.fish";
+
+/// Print a completion script for a shell.
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub(super) struct Args {
+    /// The shell.
+    shell: Shell,
+}
+
+impl Args {
+    pub(super) fn run(self, _global: &Global) -> Outcome {
+        let mut script = Vec::new();
+        clap_complete::generate(self.shell, &mut Cli::command(), "testbed", &mut script);
+        // Whoever closed the pipe has seen enough.
+        let _ = std::io::Write::write_all(&mut std::io::stdout(), &script);
+        Ok(ExitCode::SUCCESS)
+    }
+}
