@@ -58,9 +58,29 @@ pub struct InterfacePlan {
     pub neighbors: Vec<(IpAddr, Mac)>,
 }
 
-/// A MAC address, `02:00:00:00:00:01`.
+/// A MAC address, `02:00:00:00:00:01`, as which it is also serialised.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(into = "String", try_from = "String")]
 pub struct Mac(pub [u8; 6]);
+
+impl From<Mac> for String {
+    fn from(mac: Mac) -> Self {
+        mac.to_string()
+    }
+}
+
+impl TryFrom<String> for Mac {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        let octets: Option<Vec<u8>> =
+            text.split(':').map(|octet| u8::from_str_radix(octet, 16).ok()).collect();
+        octets
+            .and_then(|octets| octets.try_into().ok())
+            .map(Self)
+            .ok_or_else(|| format!("\"{text}\" is no MAC address"))
+    }
+}
 
 impl fmt::Display for Mac {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
