@@ -12,6 +12,8 @@ use clap::{Parser, Subcommand};
 mod completions;
 mod failure;
 mod global;
+mod graph;
+mod validate;
 
 pub use failure::{Code, Failure};
 pub use global::{ColorChoice, Global};
@@ -49,12 +51,16 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Verb {
+    Graph(graph::Args),
+    Validate(validate::Args),
     Completions(completions::Args),
 }
 
 impl Verb {
     fn run(self, global: &Global) -> Outcome {
         match self {
+            Self::Graph(args) => args.run(global),
+            Self::Validate(args) => args.run(global),
             Self::Completions(args) => args.run(global),
         }
     }

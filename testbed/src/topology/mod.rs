@@ -20,6 +20,7 @@ mod check;
 mod compile;
 mod error;
 mod find;
+pub mod graph;
 mod keys;
 mod parse;
 mod plan;

@@ -92,7 +92,7 @@ impl FromStr for Rate {
             return Err(UnitError::new(
                 format!("a rate of \"{text}\" is impossible"),
                 format!(
-                    "from {} to {}; to leave it out or write \"unlimited\" is no limit",
+                    "from {} to {}; leave it out, or write \"unlimited\", for none",
                     Self::MIN,
                     Self::MAX
                 ),

@@ -1,0 +1,3 @@
+//! What a user meets: the program `testbed`, run for real. One file an area.
+
+mod topology;
