@@ -6,6 +6,7 @@
 
 pub mod agent;
 pub mod cli;
+pub mod doctor;
 pub mod golden;
 pub mod guest;
 pub mod lab;

@@ -10,6 +10,7 @@ use clap::builder::styling::{AnsiColor, Styles};
 use clap::{Parser, Subcommand};
 
 mod completions;
+mod doctor;
 mod failure;
 mod global;
 mod graph;
@@ -51,6 +52,7 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Verb {
+    Doctor(doctor::Args),
     Graph(graph::Args),
     Validate(validate::Args),
     Completions(completions::Args),
@@ -59,6 +61,7 @@ enum Verb {
 impl Verb {
     fn run(self, global: &Global) -> Outcome {
         match self {
+            Self::Doctor(args) => args.run(global),
             Self::Graph(args) => args.run(global),
             Self::Validate(args) => args.run(global),
             Self::Completions(args) => args.run(global),

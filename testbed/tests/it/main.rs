@@ -1,3 +1,4 @@
 //! What a user meets: the program `testbed`, run for real. One file an area.
 
+mod doctor;
 mod topology;

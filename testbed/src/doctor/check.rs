@@ -1,0 +1,334 @@
+//! Facts -> what they mean, and the command that mends it.
+
+use super::facts::{Facts, Module};
+use super::packages::{Manager, TOOLS};
+use super::probe::{Attempts, Errno};
+use super::{Ability, Check, Report, Status};
+
+/// What we ship for AppArmor, as the profile's own header says.
+const APPARMOR_REMEDY: &str = "sudo install -m 0644 ci/apparmor/testbed /etc/apparmor.d/testbed && \
+                               sudo apparmor_parser -r /etc/apparmor.d/testbed";
+/// TCP's buffers belong to a network namespace since 4.15; 5.10 is the oldest kernel that anybody still maintains.
+const OLDEST_KERNEL: (u32, u32) = (5, 10);
+/// rxe's UDP sockets belong to a network namespace since then.
+const RXE_IN_NAMESPACES: (u32, u32) = (7, 0);
+/// A body of 64 MiB, registered at once.
+const ENOUGH_MEMLOCK: u64 = 64 << 20;
+
+/// Judges the facts. Touches nothing.
+pub fn examine(facts: &Facts) -> Report {
+    let links = Links::of(facts);
+    let namespaces = namespaces(facts);
+    let able = namespaces.status == Status::Ok && links != Links::None;
+    let mut checks = vec![kernel(facts), namespaces, tap(facts), packet(facts), netem(facts)];
+    checks.push(rdma("siw", facts.siw, facts));
+    checks.push(rdma("rxe", facts.rxe, facts));
+    checks.push(memlock(facts));
+    checks.extend(TOOLS.iter().map(|tool| self::tool(tool, facts)));
+    checks.retain(|check| !check.found.is_empty());
+    let abilities = abilities(facts, links, able, &checks);
+    Report { able, abilities, checks }
+}
+
+/// What carries frames between the hosts of a lab here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Links {
+    Tap,
+    Packet,
+    None,
+}
+
+impl Links {
+    fn of(facts: &Facts) -> Self {
+        match &facts.attempts {
+            Ok(Attempts { tap: Some(Ok(())), .. }) => Self::Tap,
+            Ok(Attempts { packet: Some(Ok(())), .. }) => Self::Packet,
+            _ => Self::None,
+        }
+    }
+}
+
+fn ok(name: &'static str, found: impl Into<String>) -> Check {
+    Check { name, status: Status::Ok, found: found.into(), meaning: String::new(), remedy: None }
+}
+
+fn amiss(
+    name: &'static str,
+    status: Status,
+    found: impl Into<String>,
+    meaning: impl Into<String>,
+    remedy: Option<String>,
+) -> Check {
+    Check { name, status, found: found.into(), meaning: meaning.into(), remedy }
+}
+
+fn kernel(facts: &Facts) -> Check {
+    let found = format!("Linux {} on {}", facts.release, facts.distribution.name);
+    if facts.kernel_version() >= OLDEST_KERNEL {
+        return ok("kernel", found);
+    }
+    let (major, minor) = OLDEST_KERNEL;
+    amiss(
+        "kernel",
+        Status::Limited,
+        found,
+        format!("older than {major}.{minor}, with which nobody has tried"),
+        None,
+    )
+}
+
+fn namespaces(facts: &Facts) -> Check {
+    const NAME: &str = "namespaces";
+    let attempts = match &facts.attempts {
+        Ok(attempts) => attempts,
+        Err(error) => {
+            let found = format!("could not try: {error}");
+            return amiss(NAME, Status::Missing, found, "labs are made of namespaces", None);
+        }
+    };
+    let missing = |found: String, meaning: &str, remedy: Option<&str>| {
+        amiss(NAME, Status::Missing, found, meaning, remedy.map(str::to_owned))
+    };
+    let (what, error) = match attempts {
+        Attempts { namespaces: Some(Ok(())), .. } if facts.is_root => {
+            return ok(NAME, "made as root; no user namespace is needed");
+        }
+        Attempts { namespaces: Some(Ok(())), .. } => {
+            return ok(NAME, "made in a user namespace, without root");
+        }
+        Attempts { namespaces: Some(Err(error)), .. } => ("namespaces inside a user namespace", *error),
+        Attempts { id_map: Some(Err(error)), .. } => ("an id map for a user namespace", *error),
+        Attempts { user_namespace: Some(Err(error)), .. } => ("a user namespace", *error),
+        _ => ("a user namespace", Errno::UnknownErrno),
+    };
+    if facts.is_root {
+        return missing(
+            format!("refused to root: {}", error.desc()),
+            "this root lacks CAP_SYS_ADMIN, as in a container; give it that, or run as an ordinary user",
+            Some("docker run --privileged …"),
+        );
+    }
+    let found = format!("{what}: {}", error.desc());
+    if facts.apparmor_restricts {
+        let meaning = if facts.apparmor_profile {
+            "AppArmor restricts user namespaces to programs with a profile; testbed's is installed but this program is \
+             not where it looks, or it is not loaded"
+        } else {
+            "AppArmor restricts user namespaces to programs with a profile (Ubuntu 23.10 and later); install testbed's, \
+             the restriction stays for all others"
+        };
+        return missing(found, meaning, Some(APPARMOR_REMEDY));
+    }
+    if facts.max_user_namespaces == Some(0) {
+        return missing(
+            found,
+            "user namespaces are turned off (user.max_user_namespaces = 0)",
+            Some("sudo sysctl -w user.max_user_namespaces=15000"),
+        );
+    }
+    if facts.unprivileged_userns_clone == Some(false) {
+        return missing(
+            found,
+            "user namespaces are for root only (kernel.unprivileged_userns_clone = 0)",
+            Some("sudo sysctl -w kernel.unprivileged_userns_clone=1"),
+        );
+    }
+    match error {
+        Errno::EINVAL => {
+            missing(found, "this kernel was built without user namespaces; as root it works", None)
+        }
+        Errno::ENOSPC => {
+            missing(found, "the limit on user namespaces is reached (user.max_user_namespaces)", None)
+        }
+        _ => missing(
+            found,
+            "something forbids it, such as a container's seccomp filter; as root it works where the container has \
+             CAP_SYS_ADMIN",
+            Some("docker run --security-opt seccomp=unconfined --security-opt systempaths=unconfined …"),
+        ),
+    }
+}
+
+/// What an attempt came to; `None` if it was not made, and then nothing is said of it.
+fn tried(facts: &Facts, which: impl Fn(&Attempts) -> Option<Result<(), Errno>>) -> Option<Result<(), Errno>> {
+    facts.attempts.as_ref().ok().and_then(which)
+}
+
+fn tap(facts: &Facts) -> Check {
+    let meaning = "links go through AF_PACKET sockets on veth pairs instead, which is slower";
+    match tried(facts, |attempts| attempts.tap) {
+        None => ok("tun", ""),
+        Some(Ok(())) => ok("tun", "TAP devices can be made"),
+        Some(Err(error @ (Errno::ENOENT | Errno::ENODEV))) => {
+            let found = format!("/dev/net/tun: {}", error.desc());
+            amiss("tun", Status::Limited, found, meaning, Some("sudo modprobe tun".into()))
+        }
+        Some(Err(error @ Errno::EACCES)) => {
+            let found = format!("/dev/net/tun: {}", error.desc());
+            amiss("tun", Status::Limited, found, meaning, Some("sudo chmod 0666 /dev/net/tun".into()))
+        }
+        Some(Err(error)) => {
+            amiss("tun", Status::Limited, format!("/dev/net/tun: {}", error.desc()), meaning, None)
+        }
+    }
+}
+
+fn packet(facts: &Facts) -> Check {
+    match tried(facts, |attempts| attempts.packet) {
+        None => ok("packet", ""),
+        Some(Ok(())) => ok("packet", "AF_PACKET sockets can be made"),
+        Some(Err(error)) => {
+            let (status, meaning) = match Links::of(facts) {
+                Links::Tap => (Status::Limited, "TAP devices are used anyway"),
+                _ => (Status::Missing, "without TAP devices there is nothing to carry a link"),
+            };
+            amiss("packet", status, format!("AF_PACKET: {}", error.desc()), meaning, None)
+        }
+    }
+}
+
+fn netem(facts: &Facts) -> Check {
+    match tried(facts, |attempts| attempts.netem) {
+        None => ok("netem", ""),
+        Some(Ok(())) => ok("netem", "the kernel has it"),
+        Some(Err(Errno::ENOENT)) => {
+            let remedy = match facts.netem_module {
+                Module::Absent => facts.distribution.extra_modules(&facts.release),
+                _ => Some("sudo modprobe sch_netem".to_owned()),
+            };
+            amiss("netem", Status::Limited, "the kernel has none", "the relay emulates links instead", remedy)
+        }
+        Some(Err(error)) => amiss(
+            "netem",
+            Status::Limited,
+            format!("the kernel refuses it: {}", error.desc()),
+            "the relay emulates links instead",
+            None,
+        ),
+    }
+}
+
+fn rdma(name: &'static str, module: Module, facts: &Facts) -> Check {
+    let module_name = if name == "rxe" { "rdma_rxe" } else { name };
+    match module {
+        Module::Present => match rdma_limit(name, facts) {
+            None => ok(name, "the kernel has it"),
+            Some((meaning, remedy)) => amiss(name, Status::Limited, "the kernel has it", meaning, remedy),
+        },
+        Module::Loadable => amiss(
+            name,
+            Status::Limited,
+            "installed, not loaded",
+            format!("the fabric {name} needs it; soft does not"),
+            Some(format!("sudo modprobe {module_name}")),
+        ),
+        Module::Absent => amiss(
+            name,
+            Status::Missing,
+            "the kernel has none",
+            format!("the fabric {name} cannot be used; soft carries every flow without it"),
+            facts.distribution.extra_modules(&facts.release),
+        ),
+    }
+}
+
+/// What stands between a module that is there and its use in a lab.
+fn rdma_limit(name: &str, facts: &Facts) -> Option<(String, Option<String>)> {
+    if name == "rxe" && facts.kernel_version() < RXE_IN_NAMESPACES {
+        let (major, minor) = RXE_IN_NAMESPACES;
+        return Some((
+            format!(
+                "before Linux {major}.{minor} its sockets live in the machine's own network namespace: in a lab no packet \
+                 arrives"
+            ),
+            None,
+        ));
+    }
+    if facts.rdma_shared == Some(false) {
+        return Some((
+            "the RDMA subsystem keeps devices to their namespace, and software devices cannot be moved"
+                .into(),
+            Some("sudo rdma system set netns shared".into()),
+        ));
+    }
+    if !(facts.is_root && facts.initial_user_namespace) {
+        return Some((
+            "its devices are made with CAP_NET_ADMIN of the machine itself: as root only".into(),
+            None,
+        ));
+    }
+    None
+}
+
+fn memlock(facts: &Facts) -> Check {
+    let Some(limit) = facts.memlock else { return ok("memlock", "unlimited") };
+    let found = format!("{} KiB", limit >> 10);
+    if limit >= ENOUGH_MEMLOCK {
+        return ok("memlock", found);
+    }
+    amiss(
+        "memlock",
+        Status::Limited,
+        found,
+        "siw and rxe lock the memory that they register, and cannot register more than this; soft locks none",
+        Some("sudo prlimit --pid $$ --memlock=unlimited".into()),
+    )
+}
+
+fn tool(tool: &super::packages::Tool, facts: &Facts) -> Check {
+    match facts.tools.get(tool.program) {
+        Some(Some(path)) => ok(tool.program, path.display().to_string()),
+        _ => amiss(
+            tool.program,
+            Status::Missing,
+            "not installed",
+            format!("needed by {}", tool.needed_by),
+            tool.install(facts.distribution.manager),
+        ),
+    }
+}
+
+fn abilities(facts: &Facts, links: Links, able: bool, checks: &[Check]) -> Vec<Ability> {
+    let ability = |what, able, how: &str| Ability { what, able, how: how.to_owned() };
+    let status = |name: &str| checks.iter().find(|check| check.name == name).map(|check| check.status);
+    let soft = match (able, facts.is_root) {
+        (true, true) => "as root",
+        (true, false) => "without root",
+        (false, _) => "see above for what is missing",
+    };
+    let relay = match links {
+        Links::Tap => "over TAP devices",
+        Links::Packet => "over AF_PACKET sockets",
+        _ if !able && tried(facts, |attempts| attempts.packet).is_none() => "and no lab to use them in",
+        Links::None => "neither TAP devices nor AF_PACKET sockets can be had",
+    };
+    let mut abilities =
+        vec![ability("soft labs", able, soft), ability("relay links", able && links != Links::None, relay)];
+    let netem = status("netem") == Some(Status::Ok);
+    let how = match (netem, able) {
+        (true, _) => "where it can do what a link asks for",
+        (false, true) => "the relay is used",
+        (false, false) => "and no lab to use it in",
+    };
+    abilities.push(ability("netem links", netem, how));
+    for name in ["siw", "rxe"] {
+        let fine = able && status(name) == Some(Status::Ok);
+        abilities.push(ability(
+            name,
+            fine,
+            if fine { "the kernel is ready for it" } else { "soft does without" },
+        ));
+    }
+    let lacking: Vec<_> =
+        TOOLS.iter().map(|tool| tool.program).filter(|name| status(name) == Some(Status::Missing)).collect();
+    let install = match facts.distribution.manager {
+        Manager::Apt => "`ci/setup` installs",
+        _ => "install",
+    };
+    let how = match lacking.is_empty() {
+        true => "every judge is installed".to_owned(),
+        false => format!("{install} {}", lacking.join(", ")),
+    };
+    abilities.push(Ability { what: "all tests", able: able && lacking.is_empty(), how });
+    abilities
+}
