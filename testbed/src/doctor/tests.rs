@@ -66,7 +66,7 @@ impl Machine {
         self
     }
 
-    fn as_root(mut self) -> Self {
+    fn with_root(mut self) -> Self {
         self.is_root = true;
         self.attempts(|attempts| (attempts.user_namespace, attempts.id_map) = (None, None))
     }
@@ -238,7 +238,8 @@ fn a_container_that_forbids_namespaces() {
     let user = Machine::debian().stops(Errno::EPERM, |attempts| &mut attempts.user_namespace).examine();
     assert!(!user.able);
     assert!(check(&user, "namespaces").meaning.contains("seccomp"));
-    let root = Machine::debian().as_root().stops(Errno::EPERM, |attempts| &mut attempts.namespaces).examine();
+    let root =
+        Machine::debian().with_root().stops(Errno::EPERM, |attempts| &mut attempts.namespaces).examine();
     assert!(!root.able);
     assert!(check(&root, "namespaces").meaning.contains("CAP_SYS_ADMIN"));
     // What could not be tried is not spoken of.
@@ -276,7 +277,7 @@ fn without_netem_the_relay_is_used() {
 
 #[test]
 fn rdma_modules_are_found_wherever_they_are() {
-    let root = |kernel: &str| Machine::new("ID=fedora\n", kernel).as_root();
+    let root = |kernel: &str| Machine::new("ID=fedora\n", kernel).with_root();
     let rxe = |machine: Machine| check(&machine.examine(), "rxe").clone();
 
     let absent = rxe(root("7.3.1"));
@@ -305,11 +306,11 @@ fn rdma_modules_are_found_wherever_they_are() {
 #[test]
 fn siw_needs_root_of_the_machine_and_shared_mode() {
     let siw = |machine: Machine| check(&machine.with("sys/module/siw/refcnt", "0").examine(), "siw").clone();
-    assert_eq!(siw(Machine::debian().as_root()).status, Status::Ok);
+    assert_eq!(siw(Machine::debian().with_root()).status, Status::Ok);
     assert!(siw(Machine::debian()).meaning.contains("as root only"));
-    let container = Machine::debian().as_root().with("proc/self/uid_map", "0 100000 65536\n");
+    let container = Machine::debian().with_root().with("proc/self/uid_map", "0 100000 65536\n");
     assert!(siw(container).meaning.contains("as root only"));
-    let exclusive = Machine::debian().as_root().with("sys/module/ib_core/parameters/netns_mode", "N\n");
+    let exclusive = Machine::debian().with_root().with("sys/module/ib_core/parameters/netns_mode", "N\n");
     assert_eq!(siw(exclusive).remedy.as_deref(), Some("sudo rdma system set netns shared"));
 }
 

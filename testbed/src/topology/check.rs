@@ -12,7 +12,7 @@ use super::error::{Findings, nearest};
 use super::parse::{File, FileLink, Settings};
 use super::reader::At;
 use super::units::{Queue, Size, Time};
-use super::{Direction, End, Endpoint, Host, Link, Topology};
+use super::{Direction, Driver, End, Endpoint, Host, Link, Topology};
 
 /// What a segmenting NIC hands over as one: the largest IP packet and its Ethernet header.
 pub(super) const LARGEST_FRAME: u64 = 65_535 + 14;

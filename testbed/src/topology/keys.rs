@@ -57,7 +57,7 @@ macro_rules! with_impairments {
     };
 }
 
-pub(super) const DRIVERS: &[&str] = &["auto", "relay", "netem"];
+pub(super) const DRIVERS: &[&str] = &["auto", "relay", "netem", "veth"];
 /// What an interface may be told to carry. Below the least, IPv4 hosts need not even reassemble (RFC 791, section 3.1).
 pub(super) const MTU: std::ops::RangeInclusive<u32> = 576..=65_521;
 

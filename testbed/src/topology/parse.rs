@@ -304,6 +304,7 @@ fn driver(section: &Section<'_>, findings: &mut Findings) -> Option<Driver> {
         "auto" => Some(Driver::Auto),
         "relay" => Some(Driver::Relay),
         "netem" => Some(Driver::Netem),
+        "veth" => Some(Driver::Veth),
         other => {
             let finding = findings.add(at.span, format!("there is no driver \"{other}\""));
             finding.help(match super::error::nearest(other, DRIVERS.iter().copied()) {

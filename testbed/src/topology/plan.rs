@@ -140,6 +140,8 @@ pub enum Driver {
     Relay,
     /// A veth pair with netem on each end's egress.
     Netem,
+    /// A bare veth pair: nothing is emulated, nothing can be captured. What the others are measured against.
+    Veth,
 }
 
 /// What one direction of a link does to frames. The default is a wire that does nothing.
