@@ -285,6 +285,11 @@ fn link(link: FileLink, addresses: [IpNet; 2], findings: &mut Findings) -> Link 
     if format!("{:?}", link.a_to_b) != format!("{:?}", link.b_to_a) {
         impairments(&link.b_to_a, b_to_a, a_to_b.delay, findings);
     }
+    if link.driver == Driver::Veth && (a_to_b, b_to_a) != Default::default() {
+        findings
+            .add(link.span.clone(), "a veth link does nothing to frames, and this one should")
+            .help("leave out rate, delay and the others, or take the driver \"auto\"");
+    }
     let [a, b] = link.ends;
     let ends =
         [End { endpoint: a.value, address: addresses[0] }, End { endpoint: b.value, address: addresses[1] }];

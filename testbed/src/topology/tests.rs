@@ -362,7 +362,7 @@ fn impairments_that_cannot_be() {
     insta::assert_snapshot!(with("jitter = \"26 ms\""), @"8:10 a jitter of 26 ms on a delay of 25 ms | no frame can arrive before it was sent");
     insta::assert_snapshot!(with("mtu = 100"), @"8:7 an mtu of 100 is impossible | from 576 to 65521 bytes");
     insta::assert_snapshot!(with("driver = \"netm\""), @r#"8:10 there is no driver "netm" | did you mean "netem"?"#);
-    insta::assert_snapshot!(with("driver = \"veth\""), @"");
+    insta::assert_snapshot!(with("driver = \"veth\""), @r#"4:1 a veth link does nothing to frames, and this one should | leave out rate, delay and the others, or take the driver "auto""#);
     insta::assert_snapshot!(with("b_to_a = { rate = \"1 Tbit/s\" }"), @"8:19 1 Tbit/s over 25 ms cannot be emulated | at most 4294 MB");
     insta::assert_snapshot!(problems(&GOOD.replace("rate = \"10 Gbit/s\"", "queue = \"1 bdp\"")), @r#"6:9 a queue on a link without a rate | give the link a rate, such as rate = "10 Gbit/s""#);
     insta::assert_snapshot!(problems(&GOOD.replace("delay = \"25 ms\"", "reorder = 0.1")), @"7:11 reordering on a link without delay | a frame overtakes those that are under way: give the link a delay");
