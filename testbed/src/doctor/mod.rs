@@ -15,6 +15,7 @@ use serde::Serialize;
 
 pub use check::examine;
 pub use facts::{Facts, Module, Sources};
+pub use packages::install_command;
 pub use probe::{Attempts, Errno, attempt};
 
 /// Everything that was looked at.

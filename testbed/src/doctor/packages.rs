@@ -120,6 +120,14 @@ impl Tool {
     }
 }
 
+/// The command that installs `program` on this machine; the program's name where we know no better.
+pub fn install_command(program: &str) -> String {
+    let os_release = std::fs::read_to_string("/etc/os-release").unwrap_or_default();
+    let manager = Distribution::parse(&os_release).manager;
+    let tool = TOOLS.iter().find(|tool| tool.program == program);
+    tool.and_then(|tool| tool.install(manager)).unwrap_or_else(|| format!("install {program}"))
+}
+
 impl fmt::Display for Manager {
     /// The command, up to the package's name.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

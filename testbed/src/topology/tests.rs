@@ -148,6 +148,17 @@ fn wan_10g_becomes_the_plan_that_its_numbers_mean() {
 }
 
 #[test]
+fn the_example_of_the_guide_is_good() {
+    let guide = include_str!("../../../docs/guide.md");
+    let (_, rest) = guide.split_once("```toml\n").unwrap();
+    let (example, _) = rest.split_once("```").unwrap();
+    let topology = good(example);
+    assert_eq!(topology.name, "branch-office");
+    assert_eq!(topology.links[0].a_to_b.queue, Some(Queue::Bytes(Size(16_000_000))));
+    assert_eq!(topology.links[1].b_to_a.rate, Some(Rate(1_000_000_000)));
+}
+
+#[test]
 fn what_is_left_out_is_assigned_and_the_same_each_time() {
     let topology = good(GOOD);
     assert_eq!(topology.name, "t");
