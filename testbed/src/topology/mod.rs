@@ -119,4 +119,6 @@ impl Topology {
 }
 
 #[cfg(test)]
+mod properties;
+#[cfg(test)]
 mod tests;

@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use miette::{GraphicalReportHandler, GraphicalTheme};
-use proptest::prelude::*;
 
 use super::*;
 
@@ -405,47 +404,4 @@ fn a_flood_of_problems_is_counted() {
     let error = Topology::parse("t.toml", &text).unwrap_err();
     assert_eq!(error.problems().len(), 20);
     assert!(error.to_string().ends_with("has 100 mistakes"), "{error}");
-}
-
-/// Lines that mean something to the parser, to be mixed up.
-fn line() -> impl Strategy<Value = String> {
-    prop_oneof![
-        Just("[hosts.a]".to_owned()),
-        Just("[hosts.b]".to_owned()),
-        Just("[[links]]".to_owned()),
-        Just("[defaults]".to_owned()),
-        Just("endpoints = [\"a:eth0\", \"b:eth0\"]".to_owned()),
-        "endpoints = \\[\"[ab]:[a-z]{1,20}\"(, \"[abc]:eth1\")?\\]",
-        "interfaces\\.eth[01]\\.address = \"[0-9a-f.:]{1,12}/[0-9]{1,3}\"",
-        "(rate|delay|queue|jitter|loss|mtu|driver) = (\"[0-9.]{1,20} ?(Gbit/s|ms|bdp|MB|%)?\"|-?[0-9.]{1,20})",
-        "sysctls\\.[a-z.]{1,10} = .{0,5}",
-        ".{0,20}",
-    ]
-}
-
-proptest! {
-    #[test]
-    fn no_text_panics(text in ".{0,200}") {
-        let _ = Topology::parse("t.toml", &text).map(|topology| topology.plan());
-    }
-
-    #[test]
-    fn nothing_like_a_topology_panics_and_what_is_accepted_has_a_whole_plan(
-        lines in prop::collection::vec(line(), 0..20),
-    ) {
-        let text = lines.join("\n");
-        match Topology::parse("t.toml", &text) {
-            Ok(topology) => {
-                let plan = topology.plan();
-                prop_assert!(plan.hosts.iter().all(|host| host.address().is_some()));
-                let json = serde_json::to_string(&plan).unwrap();
-                prop_assert_eq!(serde_json::from_str::<Plan>(&json).unwrap(), plan);
-            }
-            Err(error) => {
-                prop_assert!(!error.problems().is_empty());
-                let lines = text.lines().count().max(1);
-                prop_assert!(error.problems().iter().all(|problem| problem.line() <= lines + 1));
-            }
-        }
-    }
 }
