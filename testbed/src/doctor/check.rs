@@ -325,9 +325,10 @@ fn abilities(facts: &Facts, links: Links, able: bool, checks: &[Check]) -> Vec<A
         Manager::Apt => "`ci/setup` installs",
         _ => "install",
     };
-    let how = match lacking.is_empty() {
-        true => "every judge is installed".to_owned(),
-        false => format!("{install} {}", lacking.join(", ")),
+    let how = match (lacking.is_empty(), able) {
+        (true, true) => "every judge is installed".to_owned(),
+        (true, false) => "every judge is installed, but there is no lab to use them in".to_owned(),
+        (false, _) => format!("{install} {}", lacking.join(", ")),
     };
     abilities.push(Ability { what: "all tests", able: able && lacking.is_empty(), how });
     abilities

@@ -35,3 +35,28 @@ fn the_kernel_is_the_one_that_runs() {
     assert!(text.contains(release.trim()), "{text}");
     assert!(text.contains("soft labs: "), "{text}");
 }
+
+#[test]
+fn where_nothing_can_run_the_exit_code_is_3_and_the_reason_is_given() {
+    // Root without CAP_SYS_ADMIN, as in a container. An ordinary user gets there through a user namespace.
+    let is_root =
+        std::fs::metadata("/proc/self").is_ok_and(|meta| std::os::unix::fs::MetadataExt::uid(&meta) == 0);
+    let mut argv = vec!["setpriv", "--bounding-set", "-sys_admin", env!("CARGO_BIN_EXE_testbed"), "doctor"];
+    if !is_root {
+        argv.splice(0..0, ["unshare", "--map-root-user"]);
+    }
+    argv.extend(["--color", "never"]);
+    let output = Command::new(argv[0]).args(&argv[1..]).output();
+    let text = match &output {
+        Ok(output) => String::from_utf8_lossy(&output.stdout).into_owned(),
+        Err(error) => error.to_string(),
+    };
+    if !text.contains("kernel") {
+        let reason = "setpriv could not take CAP_SYS_ADMIN away";
+        assert!(std::env::var_os("TESTBED_REQUIRE_ALL").is_none(), "{reason}: {output:?}");
+        eprintln!("SKIP where_nothing_can_run_the_exit_code_is_3_and_the_reason_is_given: {reason}");
+        return;
+    }
+    assert_eq!(output.unwrap().status.code(), Some(3), "{text}");
+    assert!(text.contains("CAP_SYS_ADMIN") && text.contains("soft labs: no"), "{text}");
+}
