@@ -1,0 +1,258 @@
+//! Forwards frames from one device to another on schedule: a thread a direction.
+//!
+//! The thread sleeps until a frame enters or one is due. It reads frames from the one device into a ring and writes them
+//! to the other from there; nothing is allocated or copied in between. Reading never waits for writing: a device takes
+//! what is written to it at once or not at all.
+
+use std::io;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::JoinHandle;
+use std::time::Instant;
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags};
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use nix::sys::time::TimeSpec;
+
+use super::port::{Receive, Transmit};
+use super::ring::FrameRing;
+use super::scheduler::{Nanos, Scheduler, Verdict};
+use super::vnet::{self, MAX_RECORD, VnetHeader};
+use crate::agent::protocol::DirectionStatus;
+use crate::topology::Impairment;
+
+/// Frames read before the thread looks again at what is due.
+const BATCH: usize = 32;
+/// More than a rate's and a delay's worth: what a late thread may find waiting.
+const SPARE: u64 = 4 << 20;
+/// Room for frames under way where the impairment sets no bound of its own.
+const UNBOUNDED: u64 = 64 << 20;
+/// No direction holds more than this, whatever was asked.
+const MOST: u64 = 1 << 30;
+
+/// One direction that is being forwarded. It stops when it is dropped.
+#[derive(Debug)]
+pub struct Relay {
+    shared: Arc<Shared>,
+    thread: Option<JoinHandle<()>>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    stop: AtomicBool,
+    wake: EventFd,
+    frames: AtomicU64,
+    bytes: AtomicU64,
+    dropped: AtomicU64,
+}
+
+impl Relay {
+    /// Starts forwarding. `name` names the thread, `seed` decides all chances.
+    pub fn start(
+        name: &str,
+        receive: Box<dyn Receive>,
+        transmit: Box<dyn Transmit>,
+        impairment: &Impairment,
+        seed: u64,
+    ) -> io::Result<Self> {
+        let shared = Arc::new(Shared {
+            stop: AtomicBool::new(false),
+            wake: EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?,
+            frames: AtomicU64::new(0),
+            bytes: AtomicU64::new(0),
+            dropped: AtomicU64::new(0),
+        });
+        let overtaking = if impairment.reorder > 0.0 { capacity(impairment) } else { 0 };
+        let forwarder = Forwarder {
+            receive,
+            transmit,
+            scheduler: Scheduler::new(impairment, seed),
+            under_way: FrameRing::new(capacity(impairment)),
+            overtaking: FrameRing::new(overtaking),
+            discarded: vec![0; MAX_RECORD].into_boxed_slice(),
+            origin: Instant::now(),
+            shared: Arc::clone(&shared),
+        };
+        let name = name.to_owned();
+        let thread = std::thread::Builder::new().name(name.clone()).spawn(move || {
+            if let Err(error) = forwarder.run() {
+                tracing::error!(%error, direction = name, "the relay stopped");
+            }
+        })?;
+        Ok(Self { shared, thread: Some(thread) })
+    }
+
+    /// Its counters now.
+    pub fn status(&self) -> DirectionStatus {
+        DirectionStatus {
+            frames: self.shared.frames.load(Ordering::Relaxed),
+            bytes: self.shared.bytes.load(Ordering::Relaxed),
+            dropped: self.shared.dropped.load(Ordering::Relaxed),
+        }
+    }
+}
+
+impl Drop for Relay {
+    fn drop(&mut self) {
+        self.shared.stop.store(true, Ordering::Release);
+        // Only a full counter refuses, and that wakes as well.
+        let _ = self.shared.wake.write(1);
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            tracing::error!("a relay's thread panicked");
+        }
+    }
+}
+
+/// Bytes to hold for an impairment: what its rate puts into its delay, its queue, and as much again by half for headers
+/// and for what does not fit before the ring's end.
+fn capacity(impairment: &Impairment) -> usize {
+    let bytes = match (impairment.rate, impairment.queue) {
+        (Some(rate), Some(queue)) => {
+            let stay = (impairment.delay + impairment.jitter * 5).as_nanos();
+            let flight = u128::from(rate) * stay / 8_000_000_000;
+            u64::try_from(flight).unwrap_or(MOST).saturating_add(queue)
+        }
+        _ => UNBOUNDED,
+    };
+    let bytes = bytes.saturating_add(bytes / 2).saturating_add(SPARE);
+    if bytes > MOST {
+        tracing::warn!(
+            bytes,
+            most = MOST,
+            "a link's delay and queue hold more than the relay does; frames beyond are dropped"
+        );
+    }
+    bytes.min(MOST) as usize
+}
+
+struct Forwarder {
+    receive: Box<dyn Receive>,
+    transmit: Box<dyn Transmit>,
+    scheduler: Scheduler,
+    under_way: FrameRing,
+    overtaking: FrameRing,
+    discarded: Box<[u8]>,
+    origin: Instant,
+    shared: Arc<Shared>,
+}
+
+impl Forwarder {
+    fn run(mut self) -> io::Result<()> {
+        // The default lets the kernel wake us 50 µs late, to save power.
+        nix::sys::prctl::set_timerslack(1)?;
+        while !self.shared.stop.load(Ordering::Acquire) {
+            let mut more = true;
+            for _ in 0..BATCH {
+                more = self.take_one()?;
+                self.deliver_due();
+                if !more {
+                    break;
+                }
+            }
+            if !more {
+                self.sleep()?;
+            }
+        }
+        Ok(())
+    }
+
+    fn now(&self) -> Nanos {
+        Nanos(self.origin.elapsed().as_nanos() as u64)
+    }
+
+    /// Reads a frame, if there is one, and decides what becomes of it.
+    fn take_one(&mut self) -> io::Result<bool> {
+        let (slot, room) = match self.under_way.slot() {
+            Some(slot) => (slot, true),
+            None => (&mut self.discarded[..], false),
+        };
+        let Some(len) = self.receive.receive(slot)? else { return Ok(false) };
+        let now = Nanos(self.origin.elapsed().as_nanos() as u64);
+        let record = &mut slot[..len];
+        let Some((header, frame)) = VnetHeader::split(record) else { return Ok(true) };
+        match self.scheduler.enter(now, header.wire_bytes(frame)) {
+            Verdict::Deliver(delivery) if room => {
+                if let Some(bit) = delivery.flip {
+                    // Whoever gets it must be able to see the damage.
+                    vnet::complete_record(record);
+                    let frame = &mut record[vnet::HEADER_LEN..];
+                    let bit = (bit % (frame.len().max(1) as u64 * 8)) as usize;
+                    if let Some(byte) = frame.get_mut(bit / 8) {
+                        *byte ^= 1 << (bit % 8);
+                    }
+                }
+                if delivery.overtakes {
+                    if self.overtaking.push_copy(record, delivery.due) && delivery.twice {
+                        self.overtaking.repeat();
+                    }
+                } else {
+                    self.under_way.push(len, delivery.due);
+                    if delivery.twice {
+                        self.under_way.repeat();
+                    }
+                }
+            }
+            Verdict::Lost => {}
+            Verdict::Deliver(_) | Verdict::QueueFull => {
+                self.shared.dropped.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Hands over every frame whose time has come.
+    fn deliver_due(&mut self) {
+        while let Some(due) = self.next_due()
+            && due <= self.now()
+        {
+            let first = self.overtaking.front().is_some_and(|(d, _)| d == due);
+            let ring = if first { &mut self.overtaking } else { &mut self.under_way };
+            let Some((_, record)) = ring.front() else { return };
+            match self.transmit.transmit(record) {
+                Ok(()) => {
+                    self.shared.frames.fetch_add(1, Ordering::Relaxed);
+                    self.shared.bytes.fetch_add((record.len() - vnet::HEADER_LEN) as u64, Ordering::Relaxed);
+                }
+                // The host's interface is down, or its kernel is out of memory: the frame is gone, as on a wire.
+                Err(error) => {
+                    tracing::debug!(%error, "a host did not take a frame");
+                    self.shared.dropped.fetch_add(1, Ordering::Relaxed);
+                }
+            }
+            ring.pop();
+        }
+    }
+
+    fn next_due(&self) -> Option<Nanos> {
+        let due = |ring: &FrameRing| ring.front().map(|(due, _)| due);
+        match (due(&self.under_way), due(&self.overtaking)) {
+            (Some(a), Some(b)) => Some(a.min(b)),
+            (a, b) => a.or(b),
+        }
+    }
+
+    /// Until a frame enters, one is due, or the relay is to stop.
+    fn sleep(&self) -> io::Result<()> {
+        let timeout = match self.next_due() {
+            Some(due) => {
+                let Some(left) = due.0.checked_sub(self.now().0).filter(|left| *left > 0) else {
+                    return Ok(());
+                };
+                Some(TimeSpec::from(std::time::Duration::from_nanos(left)))
+            }
+            None => None,
+        };
+        let mut fds = [
+            PollFd::new(self.receive.readiness(), PollFlags::POLLIN),
+            PollFd::new(self.shared.wake.as_fd(), PollFlags::POLLIN),
+        ];
+        match nix::poll::ppoll(&mut fds, timeout, None) {
+            Ok(_) | Err(Errno::EINTR) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+}
