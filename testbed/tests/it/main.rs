@@ -1,4 +1,5 @@
 //! What a user meets: the program `testbed`, run for real. One file an area.
 
 mod doctor;
+mod lab;
 mod topology;

@@ -1,0 +1,119 @@
+//! One host: a namespace, its interfaces and its settings.
+
+use std::collections::BTreeMap;
+use std::io;
+
+use super::error::LabError;
+use super::netlink::Netlink;
+use super::netns::Namespace;
+use super::sysctl::{self, SysctlError};
+use crate::link::tap::Tap;
+use crate::topology::HostPlan;
+
+/// Frames that an interface holds for a relay that is late: one bandwidth-delay product of a fast link may come as one
+/// burst, in frames that are not all full.
+const INTERFACE_QUEUE: u32 = 10_000;
+
+/// An interface that is to be a TAP device.
+#[derive(Clone, Debug)]
+pub(super) struct TapPlan {
+    pub(super) interface: String,
+    pub(super) offload: bool,
+}
+
+/// A host that exists.
+#[derive(Debug)]
+pub(super) struct Host {
+    pub(super) name: String,
+    pub(super) namespace: Namespace,
+    pub(super) netlink: Netlink,
+    pub(super) sysctls: BTreeMap<String, String>,
+}
+
+impl Host {
+    /// Makes the namespace and the TAP devices in it, in the order of `taps`.
+    pub(super) async fn create(plan: &HostPlan, taps: Vec<TapPlan>) -> Result<(Self, Vec<Tap>), LabError> {
+        let place = format!("host {}", plan.name);
+        let ipv6 = plan.interfaces.iter().any(|i| i.address.addr().is_ipv6());
+        let inside = {
+            let place = place.clone();
+            move || -> Result<_, LabError> {
+                quieten(ipv6).map_err(|e| LabError::step(&place, "set the namespace's defaults", e))?;
+                let netlink =
+                    Netlink::open().map_err(|e| LabError::step(&place, "open a netlink socket", e))?;
+                let taps = taps.iter().map(|tap| {
+                    Tap::create(&tap.interface, tap.offload).map_err(|e| {
+                        LabError::step(format!("{place}, {}", tap.interface), "make a TAP device", e)
+                    })
+                });
+                Ok((netlink, taps.collect::<Result<Vec<_>, _>>()?))
+            }
+        };
+        let (namespace, made) = Namespace::create(inside)
+            .await
+            .map_err(|e| LabError::step(&place, "make a network namespace", e))?;
+        let (netlink, taps) = made?;
+        Ok((Self { name: plan.name.clone(), namespace, netlink, sysctls: BTreeMap::new() }, taps))
+    }
+
+    /// Brings up the interfaces, which must exist by now, and makes the settings.
+    pub(super) async fn configure(&mut self, plan: &HostPlan) -> Result<(), LabError> {
+        let lo = format!("host {}, lo", self.name);
+        self.netlink.up("lo").await.map_err(|e| LabError::step(lo, "bring it up", e))?;
+        let netlink = &self.netlink;
+        for interface in &plan.interfaces {
+            let place = format!("host {}, {}", self.name, interface.name);
+            let failed = |step: String| {
+                let place = &place;
+                move |e: io::Error| LabError::step(place, step, e)
+            };
+            let index = netlink.index(&interface.name).await.map_err(failed("find it".into()))?;
+            netlink.configure(index, interface, INTERFACE_QUEUE).await.map_err(failed(format!(
+                "bring it up with the MAC address {} and an MTU of {}",
+                interface.mac, interface.mtu
+            )))?;
+            netlink
+                .add_address(index, interface.address)
+                .await
+                .map_err(failed(format!("add the address {}", interface.address)))?;
+            for (address, mac) in &interface.neighbors {
+                netlink
+                    .add_neighbor(index, *address, *mac)
+                    .await
+                    .map_err(failed(format!("add the neighbour {address}")))?;
+            }
+        }
+        self.sysctls = self.apply(plan.sysctls.clone()).await?;
+        Ok(())
+    }
+
+    async fn apply(&self, settings: BTreeMap<String, String>) -> Result<BTreeMap<String, String>, LabError> {
+        if settings.is_empty() {
+            return Ok(settings);
+        }
+        let place = format!("host {}", self.name);
+        let applied = self.namespace.enter(move || sysctl::apply(&settings)).await;
+        applied.map_err(|e| LabError::step(&place, "enter its namespace", e))?.map_err(|e| {
+            let message = format!("{place}: {e}");
+            match e {
+                SysctlError::NotNetwork(_) => LabError::usage(message),
+                SysctlError::Unknown(_) | SysctlError::Refused { .. } => LabError::machine(message),
+            }
+        })
+    }
+}
+
+/// Keeps the calling thread's namespace, which is new, from saying anything on a link of its own accord: what a capture
+/// shows is then what the programs did.
+fn quieten(ipv6: bool) -> io::Result<()> {
+    let settings: &[(&str, &str)] =
+        if ipv6 { &[("accept_ra", "0"), ("router_solicitations", "0")] } else { &[("disable_ipv6", "1")] };
+    for (name, value) in settings {
+        match std::fs::write(format!("/proc/sys/net/ipv6/conf/default/{name}"), value) {
+            // A kernel without IPv6 is quiet.
+            Err(e) if e.kind() == io::ErrorKind::NotFound && !ipv6 => {}
+            done => done?,
+        }
+    }
+    Ok(())
+}
