@@ -1,7 +1,21 @@
 //! User-space iWARP (RFC 5040, 5041, 5044, 6581) as a sans-IO state machine: bytes in, events and bytes out; no
 //! sockets, no clock.
+//!
+//! From the wire upwards: [`mpa`] is what both sides say before the first FPDU, [`fpdu`] frames what follows, [`ddp`]
+//! says where a segment's bytes belong, [`rdmap`] what they are for, [`terminate`] why a stream ends. [`decode`] reads a
+//! captured conversation with these; `connection` takes part in one.
 
 use std::fmt;
+
+pub mod ddp;
+pub mod decode;
+pub mod fpdu;
+pub mod mpa;
+pub mod rdmap;
+pub mod terminate;
+
+#[cfg(test)]
+mod golden;
 
 /// A steering tag: the 32-bit name of a region on the wire (RFC 5040, section 1.1). Opaque; all 32 bits must match.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
