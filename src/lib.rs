@@ -11,4 +11,5 @@ pub mod fabric;
 pub mod header;
 pub mod iwarp;
 pub mod memory;
+pub mod message;
 pub mod server;

@@ -1,1 +1,0 @@
-//! The `RDMA:` header field, parsed and printed.
