@@ -7,18 +7,11 @@ use sha2::{Digest, Sha256};
 
 use super::error::LabError;
 use super::host::{Host, TapPlan};
+use super::link::Link;
 use crate::link::port::Port;
 use crate::link::relay::Relay;
 use crate::link::{may_offload, tap};
 use crate::topology::{Driver, Endpoint, Impairment, LinkPlan, Plan};
-
-/// A link that is up.
-#[derive(Debug)]
-pub(super) struct Link {
-    pub(super) driver: &'static str,
-    pub(super) a_to_b: Relay,
-    pub(super) b_to_a: Relay,
-}
 
 /// Builds all of it; what was built before an error goes with it.
 pub(super) async fn build(plan: &Plan) -> Result<(Vec<Host>, Vec<Link>), LabError> {
@@ -68,11 +61,9 @@ fn relay(link: &LinkPlan, ports: &mut HashMap<Endpoint, Port>) -> Result<Link, L
         Relay::start(&name, receive, transmit, impairment, seed(&link.name, from))
             .map_err(|e| LabError::step(format!("link {}", link.name), "start its relay", e))
     };
-    Ok(Link {
-        driver: "relay over TAP",
-        a_to_b: start(&link.a, a.receive, b.transmit, &link.a_to_b)?,
-        b_to_a: start(&link.b, b.receive, a.transmit, &link.b_to_a)?,
-    })
+    let a_to_b = start(&link.a, a.receive, b.transmit, &link.a_to_b)?;
+    let b_to_a = start(&link.b, b.receive, a.transmit, &link.b_to_a)?;
+    Ok(Link::relayed(link.clone(), "relay over TAP", [a_to_b, b_to_a]))
 }
 
 /// The same in every run, and different for every direction.

@@ -7,6 +7,7 @@
 mod build;
 mod error;
 mod host;
+mod link;
 mod netlink;
 mod netns;
 mod sysctl;
@@ -14,9 +15,9 @@ mod sysctl;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
 
-use self::build::Link;
 pub use self::error::LabError;
 use self::host::Host;
+use self::link::Link;
 use crate::agent::protocol::{HostStatus, LinkStatus};
 use crate::topology::Plan;
 
@@ -55,35 +56,39 @@ impl Lab {
 
     /// For each link: who carries it, and its counters.
     pub fn links(&self) -> Vec<LinkStatus> {
-        let named = self.plan.links.iter().zip(&self.links);
-        named
-            .map(|(plan, link)| LinkStatus {
-                name: plan.name.clone(),
-                driver: link.driver.to_owned(),
-                a_to_b: link.a_to_b.status(),
-                b_to_a: link.b_to_a.status(),
-            })
-            .collect()
+        self.links.iter().map(Link::status).collect()
     }
 
-    /// Starts writing every frame that enters `link`, in either direction, to a pcapng file.
+    /// Starts writing every frame that enters `link`, in either direction, to a pcapng file, which is created or
+    /// truncated. Only a link that a relay carries can be captured.
     pub fn capture_start(&self, link: &str, file: &Path) -> Result<(), LabError> {
-        let _ = (link, file);
-        Err(LabError::machine("captures are not there yet"))
+        self.link(link)?.capture_start(file)
     }
 
-    /// Ends the capture; returns frames written and frames lost to the file.
+    /// Ends the capture; returns frames written and frames lost to the file. It waits until the file is written, which
+    /// may take a second.
     pub fn capture_stop(&self, link: &str) -> Result<(u64, u64), LabError> {
-        Err(LabError::operation(format!("link {link}: no capture runs")))
+        self.link(link)?.capture_stop()
+    }
+
+    fn link(&self, name: &str) -> Result<&Link, LabError> {
+        self.links.iter().find(|l| l.name() == name).ok_or_else(|| {
+            let names: Vec<_> = self.links.iter().map(Link::name).collect();
+            LabError::usage(format!("there is no link {name}; there is {}", names.join(", ")))
+        })
     }
 
     /// Takes everything down in order; collects every error and goes on.
     pub async fn teardown(self) -> Vec<LabError> {
+        let Self { links, hosts, .. } = self;
         // Ending the relays waits for their threads, and closing a TAP device for the kernel.
-        let down = tokio::task::spawn_blocking(move || drop(self)).await;
-        down.err()
-            .map(|e| LabError::operation(format!("a part of the lab ended badly: {e}")))
-            .into_iter()
-            .collect()
+        let down = tokio::task::spawn_blocking(move || {
+            links.iter().for_each(Link::ask_to_stop);
+            let errors = links.into_iter().filter_map(|link| link.teardown().err()).collect();
+            drop(hosts);
+            errors
+        });
+        let ended_badly = |e| vec![LabError::operation(format!("a part of the lab ended badly: {e}"))];
+        down.await.unwrap_or_else(ended_badly)
     }
 }

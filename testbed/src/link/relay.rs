@@ -6,8 +6,8 @@
 
 use std::io;
 use std::os::fd::AsFd;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
@@ -16,6 +16,7 @@ use nix::poll::{PollFd, PollFlags};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::time::TimeSpec;
 
+use super::capture::Sink;
 use super::port::{Receive, Transmit};
 use super::ring::FrameRing;
 use super::scheduler::{Nanos, Scheduler, Verdict};
@@ -46,6 +47,19 @@ struct Shared {
     frames: AtomicU64,
     bytes: AtomicU64,
     dropped: AtomicU64,
+    /// Whether `capture` holds something: what every frame can afford to look at.
+    capturing: AtomicBool,
+    capture: RwLock<Option<Sink>>,
+}
+
+impl Shared {
+    fn capture(&self, record: &[u8]) {
+        if self.capturing.load(Ordering::Acquire)
+            && let Some(sink) = &*self.capture.read().unwrap_or_else(PoisonError::into_inner)
+        {
+            sink.keep(record);
+        }
+    }
 }
 
 impl Relay {
@@ -63,6 +77,8 @@ impl Relay {
             frames: AtomicU64::new(0),
             bytes: AtomicU64::new(0),
             dropped: AtomicU64::new(0),
+            capturing: AtomicBool::new(false),
+            capture: RwLock::new(None),
         });
         let overtaking = if impairment.reorder > 0.0 { capacity(impairment) } else { 0 };
         let forwarder = Forwarder {
@@ -84,6 +100,21 @@ impl Relay {
         Ok(Self { shared, thread: Some(thread) })
     }
 
+    /// From now on every frame that enters goes to `sink` as well, or none does. When this returns, no frame is on its
+    /// way to the sink that was there before.
+    pub fn capture(&self, sink: Option<Sink>) {
+        let mut capture = self.shared.capture.write().unwrap_or_else(PoisonError::into_inner);
+        self.shared.capturing.store(sink.is_some(), Ordering::Release);
+        *capture = sink;
+    }
+
+    /// Asks it to end, which dropping it then waits for: many relays end together where each is asked first.
+    pub fn ask_to_stop(&self) {
+        self.shared.stop.store(true, Ordering::Release);
+        // Only a full counter refuses, and that wakes as well.
+        let _ = self.shared.wake.write(1);
+    }
+
     /// Its counters now.
     pub fn status(&self) -> DirectionStatus {
         DirectionStatus {
@@ -96,9 +127,7 @@ impl Relay {
 
 impl Drop for Relay {
     fn drop(&mut self) {
-        self.shared.stop.store(true, Ordering::Release);
-        // Only a full counter refuses, and that wakes as well.
-        let _ = self.shared.wake.write(1);
+        self.ask_to_stop();
         if let Some(thread) = self.thread.take()
             && thread.join().is_err()
         {
@@ -173,6 +202,7 @@ impl Forwarder {
         let Some(len) = self.receive.receive(slot)? else { return Ok(false) };
         let now = Nanos(self.origin.elapsed().as_nanos() as u64);
         let record = &mut slot[..len];
+        self.shared.capture(record);
         let Some((header, frame)) = VnetHeader::split(record) else { return Ok(true) };
         match self.scheduler.enter(now, header.wire_bytes(frame)) {
             Verdict::Deliver(delivery) if room => {

@@ -1,9 +1,14 @@
 //! `Lab::build`: real namespaces, interfaces and links, in the test's own process.
 
+use std::io::{Read as _, Write as _};
+use std::net::{TcpListener, TcpStream};
 use std::os::fd::AsFd;
+use std::path::Path;
 use std::process::{Command, Output};
+use std::thread::JoinHandle;
 
 use nix::sched::{CloneFlags, setns};
+use sha2::{Digest as _, Sha256};
 use testbed::lab::Lab;
 use testbed::topology::{Plan, Topology};
 
@@ -29,17 +34,24 @@ fn pair(properties: &str) -> Plan {
     Topology::parse("pair.toml", &text).unwrap().plan()
 }
 
-/// Runs a command in a host: a child is born where the thread is that makes it.
-fn output(lab: &Lab, host: &str, argv: &[&str]) -> Output {
+/// Runs `work` on a thread in a host.
+fn within<T: Send + 'static>(
+    lab: &Lab,
+    host: &str,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> JoinHandle<T> {
     let namespace = lab.netns(host).unwrap().try_clone_to_owned().unwrap();
-    let mut command = Command::new(argv[0]);
-    command.args(&argv[1..]).env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin");
     std::thread::spawn(move || {
         setns(namespace.as_fd(), CloneFlags::CLONE_NEWNET).unwrap();
-        command.output().unwrap()
+        work()
     })
-    .join()
-    .unwrap()
+}
+
+/// Runs a command in a host: a child is born where the thread is that makes it.
+fn output(lab: &Lab, host: &str, argv: &[&str]) -> Output {
+    let mut command = Command::new(argv[0]);
+    command.args(&argv[1..]).env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin");
+    within(lab, host, move || command.output().unwrap()).join().unwrap()
 }
 
 /// As [`output`]; the command must succeed, and its standard output is returned.
@@ -71,5 +83,62 @@ async fn two_hosts_reach_each_other_after_the_links_delay() {
     // Neighbours are permanent and nothing else talks: three requests, three answers.
     assert_eq!(links[0].a_to_b.frames, 3);
     assert_eq!(links[0].b_to_a.frames, 3);
+    assert!(lab.teardown().await.is_empty());
+}
+
+/// Sends `len` bytes from `b` to `a` over TCP, and checks that they arrive as they were.
+fn transfer(lab: &Lab, len: usize) {
+    let listener = within(lab, "a", || TcpListener::bind("10.0.0.1:0").unwrap()).join().unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let mut random = fastrand::Rng::with_seed(len as u64);
+    let mut bytes = vec![0; len];
+    random.fill(&mut bytes);
+    let sent = Sha256::digest(&bytes);
+    let sender = within(lab, "b", move || {
+        TcpStream::connect(("10.0.0.1", port)).unwrap().write_all(&bytes).unwrap();
+    });
+    let mut received = Vec::with_capacity(len);
+    listener.accept().unwrap().0.read_to_end(&mut received).unwrap();
+    sender.join().unwrap();
+    assert_eq!(received.len(), len);
+    assert_eq!(Sha256::digest(&received), sent);
+}
+
+/// What tshark says about a capture, a line for each frame that the filter holds.
+fn tshark(file: &Path, filter: &str) -> String {
+    let checks = ["ip.check_checksum:TRUE", "tcp.check_checksum:TRUE", "udp.check_checksum:TRUE"];
+    let output = Command::new("tshark")
+        .args(checks.iter().flat_map(|c| ["-o", c]))
+        .args(["-r", file.to_str().unwrap(), "-Y", filter])
+        .output()
+        .unwrap();
+    let errors = String::from_utf8_lossy(&output.stderr);
+    let complaints: Vec<_> = errors.lines().filter(|l| !l.starts_with("Running as user")).collect();
+    assert!(output.status.success() && complaints.is_empty(), "{errors}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bytes_arrive_intact_and_a_capture_holds_them_all() {
+    if !can("bytes_arrive_intact_and_a_capture_holds_them_all") {
+        return;
+    }
+    const LEN: usize = 64 << 20;
+    let lab = Lab::build(pair("rate = \"10 Gbit/s\"\ndelay = \"5 ms\"\nqueue = \"1 bdp\"")).await.unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("wire.pcapng");
+    lab.capture_start("wire", &file).unwrap();
+    let again = lab.capture_start("wire", &file).unwrap_err();
+    assert!(again.message.contains("runs already"), "{again}");
+    tokio::task::block_in_place(|| transfer(&lab, LEN));
+    let (frames, dropped) = lab.capture_stop("wire").unwrap();
+    assert_eq!(dropped, 0);
+    assert_eq!(tshark(&file, "frame").lines().count() as u64, frames);
+    let wrong = "tcp.checksum.status == 0 or ip.checksum.status == 0 or _ws.malformed";
+    assert_eq!(tshark(&file, wrong), "");
+    // The stream is whole: its last acknowledgement covers every byte (and the FIN, whose number is one more).
+    assert!(!tshark(&file, &format!("tcp.ack == {}", LEN + 2)).is_empty());
+    assert!(lab.capture_stop("wire").is_err());
+    assert!(lab.capture_start("wired", &file).unwrap_err().message.contains("there is wire"));
     assert!(lab.teardown().await.is_empty());
 }
