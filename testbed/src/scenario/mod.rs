@@ -1,1 +1,8 @@
-//! Load, run, observe.
+//! Scenarios: load, select, run, observe.
+
+pub mod body;
+mod file;
+
+pub use file::{
+    Body, Client, DEFAULT_TIMEOUT, MAX_BODY, Placeholders, Program, Scenario, ScenarioError, Server,
+};

@@ -1,0 +1,437 @@
+//! A scenario's file: who serves what, who asks for it and how. Parsed into a checked [`Scenario`], or into an error that
+//! points into the file.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::path::{Component, Path, PathBuf};
+use std::time::Duration;
+
+use miette::{Diagnostic, NamedSource, SourceSpan};
+use serde::Deserialize;
+use toml::Spanned;
+
+use crate::topology::{Plan, Size, Time, UnitError};
+
+/// The largest body that a scenario may ask for: it is written to disk, served, and hashed twice.
+pub const MAX_BODY: u64 = 4 << 30;
+/// How long a scenario may take if it does not say.
+pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// A scenario, checked.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Scenario {
+    /// The file's stem; also the golden's.
+    pub name: String,
+    /// The file, as messages show it.
+    pub file: PathBuf,
+    /// One line for people.
+    pub description: String,
+    /// Bounds the whole of it.
+    pub timeout: Duration,
+    /// Who serves.
+    pub server: Server,
+    /// Who asks.
+    pub client: Client,
+}
+
+/// The serving side.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Server {
+    /// The topology's host that it runs in.
+    pub host: String,
+    /// Arguments after the runner's own.
+    pub args: Vec<String>,
+    /// Set in its environment.
+    pub env: BTreeMap<String, String>,
+    /// What lies in its root.
+    pub files: Vec<Body>,
+}
+
+/// A file to serve, made from a seed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Body {
+    /// Relative to the server's root.
+    pub path: PathBuf,
+    /// Bytes.
+    pub size: u64,
+    /// Another seed gives other bytes.
+    pub seed: u64,
+}
+
+/// The asking side.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Client {
+    /// The topology's host that it runs in.
+    pub host: String,
+    /// What it runs.
+    pub program: Program,
+    /// The request's target.
+    pub target: String,
+    /// Arguments after the runner's own.
+    pub args: Vec<String>,
+    /// Set in its environment.
+    pub env: BTreeMap<String, String>,
+}
+
+/// A client program that the runner knows how to call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Program {
+    /// Our own client, which reports events.
+    RdmaFetch,
+    /// curl, which knows nothing of RDMA.
+    Curl,
+}
+
+impl Program {
+    /// The name that it is run by.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::RdmaFetch => "rdma-fetch",
+            Self::Curl => "curl",
+        }
+    }
+}
+
+/// A scenario's file that cannot be used: where, and what was meant.
+#[derive(Debug, thiserror::Error, Diagnostic)]
+#[error("{message}")]
+pub struct ScenarioError {
+    message: String,
+    #[help]
+    help: Option<String>,
+    #[source_code]
+    source_code: NamedSource<String>,
+    #[label("here")]
+    span: SourceSpan,
+    file: PathBuf,
+    line: usize,
+    column: usize,
+}
+
+impl ScenarioError {
+    fn new(file: &Path, text: &str, span: Range<usize>, message: String, help: Option<String>) -> Self {
+        let before = &text[..floor_char_boundary(text, span.start)];
+        let line = before.matches('\n').count() + 1;
+        let column = before.rsplit('\n').next().unwrap_or_default().chars().count() + 1;
+        Self {
+            message: format!("{}:{line}:{column}: {message}", file.display()),
+            help,
+            source_code: NamedSource::new(file.display().to_string(), text.to_owned()),
+            span: (span.start, span.end.saturating_sub(span.start).max(1)).into(),
+            file: file.to_owned(),
+            line,
+            column,
+        }
+    }
+
+    /// The file.
+    pub fn file(&self) -> &Path {
+        &self.file
+    }
+
+    /// Line and column, from 1, the column in characters.
+    pub fn position(&self) -> (usize, usize) {
+        (self.line, self.column)
+    }
+}
+
+fn floor_char_boundary(text: &str, mut at: usize) -> usize {
+    at = at.min(text.len());
+    while !text.is_char_boundary(at) {
+        at -= 1;
+    }
+    at
+}
+
+impl Scenario {
+    /// Reads a scenario; `file` gives it its name and shows in messages.
+    pub fn parse(file: &Path, text: &str) -> Result<Self, Box<ScenarioError>> {
+        let fail = |span: Range<usize>, message: String, help: Option<String>| {
+            Box::new(ScenarioError::new(file, text, span, message, help))
+        };
+        let raw: RawScenario = toml::from_str(text).map_err(|error| {
+            let message = error.message().trim_end().replace('\n', "; ");
+            let help = what_was_meant(&message);
+            fail(error.span().unwrap_or(0..0), message, help)
+        })?;
+        let timeout = match &raw.timeout {
+            None => DEFAULT_TIMEOUT,
+            Some(text) => parse_timeout(text.get_ref()).map_err(|e| fail(text.span(), e.message, e.help))?,
+        };
+        let mut files: Vec<Body> = Vec::new();
+        for file in raw.server.file {
+            let path = PathBuf::from(file.path.get_ref());
+            let inside = path.components().all(|part| matches!(part, Component::Normal(_)));
+            if !inside || path.as_os_str().is_empty() {
+                let message = format!("{:?} does not stay inside the server's root", file.path.get_ref());
+                let help = Some("give a relative path without `..`".to_owned());
+                return Err(fail(file.path.span(), message, help));
+            }
+            if files.iter().any(|earlier| earlier.path == path) {
+                let message = format!("{:?} is there twice", file.path.get_ref());
+                return Err(fail(file.path.span(), message, None));
+            }
+            let size =
+                parse_size(file.size.get_ref()).map_err(|e| fail(file.size.span(), e.message, e.help))?;
+            files.push(Body { path, size, seed: file.seed.unwrap_or(1) });
+        }
+        if !raw.client.target.get_ref().starts_with('/') {
+            let message = format!("{:?} is no request target", raw.client.target.get_ref());
+            return Err(fail(raw.client.target.span(), message, Some("it begins with `/`".to_owned())));
+        }
+        let placeholders = raw.server.args.iter().chain(&raw.client.args);
+        for argument in placeholders {
+            Placeholders::check(argument.get_ref()).map_err(|m| {
+                let help =
+                    format!("known are {}", Placeholders::NAMES.map(|n| format!("{{{n}}}")).join(", "));
+                fail(argument.span(), m, Some(help))
+            })?;
+        }
+        let plain = |args: Vec<Spanned<String>>| args.into_iter().map(Spanned::into_inner).collect();
+        Ok(Self {
+            name: file.file_stem().unwrap_or_default().to_string_lossy().into_owned(),
+            file: file.to_owned(),
+            description: raw.description,
+            timeout,
+            server: Server {
+                host: raw.server.host.unwrap_or_else(|| "server".to_owned()),
+                args: plain(raw.server.args),
+                env: raw.server.env,
+                files,
+            },
+            client: Client {
+                host: raw.client.host.unwrap_or_else(|| "client".to_owned()),
+                program: raw.client.program.unwrap_or(Program::RdmaFetch),
+                target: raw.client.target.into_inner(),
+                args: plain(raw.client.args),
+                env: raw.client.env,
+            },
+        })
+    }
+
+    /// Whether a topology has the hosts that it needs.
+    pub fn fits(&self, plan: &Plan) -> bool {
+        let has = |name: &str| plan.hosts.iter().any(|host| host.name == name);
+        has(&self.server.host) && has(&self.client.host)
+    }
+}
+
+/// What stands for a value of the topology in a scenario's arguments.
+#[derive(Clone, Debug)]
+pub struct Placeholders {
+    values: [(&'static str, String); 3],
+}
+
+impl Placeholders {
+    /// The names that may stand in braces: the server's address, the client's address, and an address of the client's
+    /// subnet that nobody has.
+    pub const NAMES: [&'static str; 3] = ["server", "client", "nobody"];
+
+    /// Values for the [`NAMES`](Self::NAMES), in their order.
+    pub fn new(server: String, client: String, nobody: String) -> Self {
+        Self { values: [("server", server), ("client", client), ("nobody", nobody)] }
+    }
+
+    /// Puts the values in.
+    pub fn fill(&self, argument: &str) -> String {
+        let mut filled = argument.to_owned();
+        for (name, value) in &self.values {
+            filled = filled.replace(&format!("{{{name}}}"), value);
+        }
+        filled
+    }
+
+    fn check(argument: &str) -> Result<(), String> {
+        let mut rest = argument;
+        while let Some((_, after)) = rest.split_once('{') {
+            let Some((name, after)) = after.split_once('}') else {
+                return Err("a `{` without its `}`".to_owned());
+            };
+            if !Self::NAMES.contains(&name) {
+                return Err(format!("nothing is called {{{name}}}"));
+            }
+            rest = after;
+        }
+        Ok(())
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawScenario {
+    description: String,
+    timeout: Option<Spanned<String>>,
+    server: RawServer,
+    client: RawClient,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawServer {
+    host: Option<String>,
+    #[serde(default)]
+    args: Vec<Spanned<String>>,
+    #[serde(default)]
+    env: BTreeMap<String, String>,
+    #[serde(default)]
+    file: Vec<RawBody>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawBody {
+    path: Spanned<String>,
+    size: Spanned<String>,
+    seed: Option<u64>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawClient {
+    host: Option<String>,
+    program: Option<Program>,
+    target: Spanned<String>,
+    #[serde(default)]
+    args: Vec<Spanned<String>>,
+    #[serde(default)]
+    env: BTreeMap<String, String>,
+}
+
+/// For "unknown field `tagret`, expected one of `host`, `target`": the nearest of those that were expected.
+fn what_was_meant(message: &str) -> Option<String> {
+    if !message.starts_with("unknown ") {
+        return None;
+    }
+    let mut quoted = message.split('`').skip(1).step_by(2);
+    let wrong = quoted.next()?;
+    let known: Vec<&str> = quoted.collect();
+    let nearest = similar::get_close_matches(wrong, &known, 1, 0.6);
+    nearest.first().map(|name| format!("did you mean `{name}`?"))
+}
+
+fn parse_size(text: &str) -> Result<u64, UnitError> {
+    let Size(bytes) = text.parse()?;
+    if bytes > MAX_BODY {
+        let message = format!("{text:?} is more than {} GiB", MAX_BODY >> 30);
+        return Err(UnitError { message, help: None });
+    }
+    Ok(bytes)
+}
+
+fn parse_timeout(text: &str) -> Result<Duration, UnitError> {
+    let Time(duration) = text.parse()?;
+    if duration.is_zero() {
+        let message = "a scenario cannot be over in no time".to_owned();
+        return Err(UnitError { message, help: None });
+    }
+    Ok(duration)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GOOD: &str = r#"
+description = "a GET"
+timeout = "30s"
+
+[server]
+args = ["--allow", "{nobody}"]
+[[server.file]]
+path = "body.bin"
+size = "1 MiB"
+seed = 7
+
+[client]
+target = "/body.bin"
+"#;
+
+    fn parse(text: &str) -> Result<Scenario, Box<ScenarioError>> {
+        Scenario::parse(Path::new("golden/get-x.toml"), text)
+    }
+
+    #[test]
+    fn a_file_becomes_a_scenario() {
+        let scenario = parse(GOOD).unwrap();
+        assert_eq!(scenario.name, "get-x");
+        assert_eq!(scenario.timeout, Duration::from_secs(30));
+        assert_eq!(scenario.server.host, "server");
+        assert_eq!(scenario.server.files, [Body { path: "body.bin".into(), size: 1 << 20, seed: 7 }]);
+        assert_eq!(scenario.client.program, Program::RdmaFetch);
+    }
+
+    /// Parses `GOOD` with one piece replaced and returns where the error points and what it says.
+    fn error_of(from: &str, to: &str) -> ((usize, usize), String, String) {
+        assert!(GOOD.contains(from));
+        let error = parse(&GOOD.replace(from, to)).unwrap_err();
+        let help = error.help.clone().unwrap_or_default();
+        (error.position(), error.to_string(), help)
+    }
+
+    #[test]
+    fn an_unknown_key_is_shown_with_what_was_meant() {
+        let (position, message, help) = error_of("target =", "tagret =");
+        assert_eq!(position, (13, 1));
+        assert!(message.starts_with("golden/get-x.toml:13:1: unknown field `tagret`"), "{message}");
+        assert_eq!(help, "did you mean `target`?");
+    }
+
+    #[test]
+    fn a_bad_size_is_shown_at_its_place() {
+        let (position, message, _) = error_of("\"1 MiB\"", "\"1 Mib\"");
+        assert_eq!(position, (9, 8));
+        assert!(message.contains("Mib"), "{message}");
+        assert!(parse(&GOOD.replace("1 MiB", "99999999999 GiB")).is_err());
+        let (_, message, _) = error_of("\"1 MiB\"", "\"5 GiB\"");
+        assert!(message.contains("more than 4 GiB"), "{message}");
+    }
+
+    #[test]
+    fn a_file_outside_the_root_is_refused() {
+        for path in ["\"../x\"", "\"/etc/passwd\"", "\"\""] {
+            let (position, message, _) = error_of("\"body.bin\"\nsize", &format!("{path}\nsize"));
+            assert_eq!(position, (8, 8));
+            assert!(message.contains("inside the server's root"), "{message}");
+        }
+    }
+
+    #[test]
+    fn an_unknown_placeholder_is_refused() {
+        let (position, message, help) = error_of("{nobody}", "{nobdy}");
+        assert_eq!(position, (6, 20));
+        assert!(message.contains("{nobdy}"), "{message}");
+        assert!(help.contains("{nobody}"), "{help}");
+        assert!(error_of("{nobody}", "{nobody").1.contains("without its `}`"));
+    }
+
+    #[test]
+    fn broken_toml_an_endless_timeout_and_an_unknown_program_are_refused() {
+        assert_eq!(error_of("[server]", "[server").0, (5, 8));
+        assert!(error_of("\"30s\"", "\"0s\"").1.contains("in no time"));
+        assert_eq!(error_of("\"30s\"", "\"1h\"").0, (3, 11));
+        let (_, message, help) = error_of("target =", "program = \"crul\"\ntarget =");
+        assert!(message.contains("unknown variant `crul`"), "{message}");
+        assert_eq!(help, "did you mean `curl`?");
+    }
+
+    #[test]
+    fn placeholders_are_filled() {
+        let values = Placeholders::new("10.0.0.1".into(), "10.0.0.2".into(), "10.0.0.254".into());
+        assert_eq!(values.fill("--x={server},{nobody}"), "--x=10.0.0.1,10.0.0.254");
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn no_text_makes_the_parser_panic(text in "\\PC*") {
+            let _ = parse(&text);
+        }
+
+        #[test]
+        fn no_edit_of_a_good_file_makes_the_parser_panic(at in 0..GOOD.len(), with in "\\PC{0,3}") {
+            let mut text = GOOD.to_owned();
+            text.replace_range(at..=at, &with);
+            let _ = parse(&text);
+        }
+    }
+}
