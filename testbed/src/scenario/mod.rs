@@ -2,6 +2,7 @@
 
 pub mod body;
 mod file;
+pub mod wire;
 
 pub use file::{
     Body, Client, DEFAULT_TIMEOUT, MAX_BODY, Placeholders, Program, Scenario, ScenarioError, Server,

@@ -1,0 +1,235 @@
+//! What went over the wire, decoded from a capture: who connected to whom, what was said, how it ended.
+//!
+//! Nothing here depends on how TCP cut, repeated or reordered the bytes, nor on how DDP cut a message into segments: a
+//! run of RDMA Writes that continue each other is one [`Item`]. Directions of a connection are told apart and not
+//! interleaved, since the order between them is a matter of time.
+
+mod frame;
+mod http;
+mod mpa;
+mod reassembly;
+mod tracker;
+
+use std::collections::BTreeSet;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+
+pub use mpa::CrcTally;
+
+/// What a capture shows.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Conversation {
+    /// In the order in which they were opened.
+    pub connections: Vec<WireConnection>,
+    /// ARP requests that nobody answered: who asked, and for whom.
+    pub unanswered_arp: BTreeSet<(Ipv4Addr, Ipv4Addr)>,
+}
+
+/// One TCP connection.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WireConnection {
+    /// Who sent the SYN.
+    pub initiator: SocketAddr,
+    /// Who was to answer it.
+    pub responder: SocketAddr,
+    /// What became of the SYN.
+    pub opening: Opening,
+    /// From the initiator to the responder.
+    pub forth: Direction,
+    /// From the responder to the initiator.
+    pub back: Direction,
+}
+
+/// What became of a SYN.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Opening {
+    /// It was answered by a SYN.
+    Established,
+    /// It was answered by a RST.
+    Refused,
+    /// It was not answered.
+    Unanswered,
+    /// The capture has the connection but not its SYN.
+    Unseen,
+}
+
+/// One direction of a connection.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Direction {
+    /// In the order of the stream.
+    pub items: Vec<Item>,
+    /// The verdicts on the checksums of its FPDUs.
+    pub crc: CrcTally,
+    /// How it ended.
+    pub end: End,
+}
+
+/// How a direction ended.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum End {
+    /// It was still open when the capture ended.
+    #[default]
+    Open,
+    /// With a FIN.
+    Fin,
+    /// With a RST from its sender.
+    Reset,
+}
+
+/// A thing said in one direction.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Item {
+    /// The head of an HTTP request or response.
+    Head(HttpHead),
+    /// The body that followed the head.
+    Body {
+        /// Bytes, without what delimits them.
+        length: u64,
+        /// SHA-256 in hexadecimal.
+        sha256: String,
+    },
+    /// An MPA Request or Reply (RFC 5044, section 7.1).
+    MpaStart(MpaStart),
+    /// RDMA Writes, each of which continues the one before.
+    Writes(Run),
+    /// RDMA Read Responses, each of which continues the one before.
+    ReadResponses(Run),
+    /// An RDMA Read Request (RFC 5040, section 4.4).
+    ReadRequest {
+        /// Where the bytes are to go.
+        sink: (u32, u64),
+        /// Where they are.
+        source: (u32, u64),
+        /// How many.
+        length: u32,
+    },
+    /// A Send of any kind.
+    Send {
+        /// Its bytes.
+        message: Vec<u8>,
+        /// The region that it invalidates.
+        invalidates: Option<u32>,
+        /// Whether it asks for an event.
+        solicited: bool,
+    },
+    /// A Terminate, in words.
+    Terminate(String),
+    /// Bytes of a protocol that is not known here.
+    Unknown {
+        /// How many.
+        length: u64,
+    },
+    /// Something that breaks its protocol.
+    Malformed(String),
+}
+
+/// The head of an HTTP message.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HttpHead {
+    /// `GET /x HTTP/1.1` or `HTTP/1.1 200 OK`.
+    pub start: String,
+    /// Names as they were written, in order.
+    pub headers: Vec<(String, String)>,
+}
+
+/// An MPA start-up frame.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MpaStart {
+    /// Request, else Reply.
+    pub request: bool,
+    /// MPA revision.
+    pub revision: u8,
+    /// Wants markers.
+    pub markers: bool,
+    /// Wants CRC.
+    pub crc: bool,
+    /// Refuses the connection.
+    pub rejected: bool,
+    /// IRD and ORD (RFC 6581), where they are said.
+    pub depths: Option<(u16, u16)>,
+    /// What first message was agreed on (RFC 6581, section 9), in words.
+    pub ready_to_receive: Option<String>,
+    /// The program's own private data.
+    pub private_data: Vec<u8>,
+}
+
+/// Tagged messages that continue each other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Run {
+    /// The region.
+    pub stag: u32,
+    /// The first byte's tagged offset.
+    pub to: u64,
+    /// Bytes.
+    pub length: u64,
+    /// Messages.
+    pub messages: u64,
+}
+
+/// Why a capture could not be decoded.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum WireError {
+    /// It could not be read.
+    #[error("{}: {error}", file.display())]
+    File {
+        /// The capture.
+        file: PathBuf,
+        /// Why not.
+        error: String,
+    },
+    /// A frame was not captured whole, so the stream cannot be followed.
+    #[error("{}: holds {captured} bytes of a frame of {original}; capture whole frames", file.display())]
+    Truncated {
+        /// The capture.
+        file: PathBuf,
+        /// Bytes there.
+        captured: usize,
+        /// Bytes there should be.
+        original: u32,
+    },
+    /// Too much waits for a segment that does not come.
+    #[error("a segment is missing and {waiting} bytes after it wait; the capture has a hole")]
+    TooFarAhead {
+        /// Bytes.
+        waiting: usize,
+    },
+    /// More connections than a scenario can mean to make.
+    #[error("more than {limit} connections in one capture")]
+    TooManyConnections {
+        /// The limit.
+        limit: usize,
+    },
+}
+
+/// Decodes a capture.
+pub fn decode(file: &Path) -> Result<Conversation, WireError> {
+    let mut tracker = tracker::Tracker::default();
+    frame::read(file, |frame| tracker.frame(frame))?;
+    Ok(tracker.finish())
+}
+
+impl Conversation {
+    /// What breaks a protocol, in words.
+    pub fn violations(&self) -> Vec<String> {
+        let mut found = Vec::new();
+        for connection in &self.connections {
+            let (from, to) = (connection.initiator, connection.responder);
+            for direction in [&connection.forth, &connection.back] {
+                if direction.crc.bad > 0 {
+                    let CrcTally { bad, good, .. } = direction.crc;
+                    found.push(format!("wire: {bad} bad CRCs and {good} good ones between {from} and {to}"));
+                }
+                for item in &direction.items {
+                    if let Item::Malformed(why) = item {
+                        found.push(format!("wire: between {from} and {to}: {why}"));
+                    }
+                }
+            }
+        }
+        found
+    }
+}
+
+#[cfg(test)]
+mod tests;
