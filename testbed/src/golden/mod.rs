@@ -1,1 +1,164 @@
-//! Observations against what is expected: normalise, compare, accept.
+//! Observations against goldens: normalise, compare, accept.
+//!
+//! A scenario has two goldens: `NAME.snap` for what the protocol promises on every fabric, and `NAME@FABRIC.snap` for
+//! what went over that fabric's wire.
+
+mod diff;
+mod names;
+mod snapshot;
+mod text;
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use rdma_http::fabric::FabricKind;
+
+pub use diff::Diff;
+pub use names::Names;
+pub use text::{Texts, texts};
+
+use crate::scenario::Observation;
+
+/// Where the goldens are.
+#[derive(Clone, Debug)]
+pub struct Store {
+    folder: PathBuf,
+}
+
+/// One golden text and what became of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Comparison {
+    /// The snapshot's file.
+    pub file: PathBuf,
+    /// How the observation compares.
+    pub outcome: Compared,
+    /// What was seen.
+    seen: String,
+    source: String,
+    description: String,
+}
+
+/// How an observation compares with its golden.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Compared {
+    /// It is as expected.
+    Same,
+    /// It differs.
+    Differs(Diff),
+    /// There is no golden yet.
+    Missing,
+}
+
+/// A golden that cannot be read or written.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum GoldenError {
+    /// It is there but cannot be read.
+    #[error("{}: {error}; mend it, or remove it and bless again", file.display())]
+    Unreadable {
+        /// The snapshot.
+        file: PathBuf,
+        /// Why not.
+        error: String,
+    },
+    /// It cannot be written.
+    #[error("cannot write {}: {error}", file.display())]
+    Unwritable {
+        /// The snapshot.
+        file: PathBuf,
+        /// Why not.
+        error: io::Error,
+    },
+}
+
+impl Store {
+    /// The snapshots beside the scenarios in `golden`.
+    pub fn new(golden: &Path) -> Self {
+        Self { folder: golden.join("snapshots") }
+    }
+
+    /// The file of a scenario's golden; without a fabric, the one for all of them.
+    pub fn file(&self, scenario: &str, fabric: Option<FabricKind>) -> PathBuf {
+        self.folder.join(match fabric {
+            None => format!("{scenario}.snap"),
+            Some(fabric) => format!("{scenario}@{fabric}.snap"),
+        })
+    }
+
+    /// Compares an observation with its goldens. `source` and `description` are the scenario's, for the files' heads.
+    pub fn compare(
+        &self,
+        observation: &Observation,
+        source: &Path,
+        description: &str,
+    ) -> Result<Vec<Comparison>, GoldenError> {
+        let Texts { common, fabric } = texts(observation);
+        let both = [(None, common), (Some(observation.fabric), fabric)];
+        let mut comparisons = Vec::new();
+        for (fabric, seen) in both {
+            let file = self.file(&observation.scenario, fabric);
+            let seen = snapshot::normal(&seen);
+            let outcome = match snapshot::read(&file)? {
+                None => Compared::Missing,
+                Some(expected) => match Diff::new(&snapshot::normal(&expected), &seen) {
+                    None => Compared::Same,
+                    Some(diff) => Compared::Differs(diff),
+                },
+            };
+            let source = source.display().to_string();
+            comparisons.push(Comparison { file, outcome, seen, source, description: description.to_owned() });
+        }
+        Ok(comparisons)
+    }
+}
+
+impl Comparison {
+    /// What was seen, as text.
+    pub fn seen(&self) -> &str {
+        &self.seen
+    }
+
+    /// The line of the snapshot's file where the first difference is, if there is one.
+    pub fn first_line(&self) -> Option<usize> {
+        let Compared::Differs(diff) = &self.outcome else { return None };
+        // The head's lines come first: up to and with the second `---`.
+        let text = fs::read_to_string(&self.file).ok()?;
+        let head = text.lines().enumerate().filter(|(_, line)| line.trim_end() == "---").nth(1)?.0 + 1;
+        Some(head + diff.first_line)
+    }
+
+    /// Makes what was seen the golden, if it is not already; whether it wrote.
+    pub fn accept(&self) -> Result<bool, GoldenError> {
+        let changed = self.outcome != Compared::Same;
+        if changed {
+            snapshot::write(&self.file, &self.source, &self.description, &self.seen)?;
+        }
+        self.forget()?;
+        Ok(changed)
+    }
+
+    /// Leaves what was seen beside the golden, for `cargo insta review`; removes what an earlier run left if all is well.
+    /// A golden folder that cannot be written to is no error: the verdict does not depend on it.
+    pub fn propose(&self) {
+        if self.outcome == Compared::Same {
+            let _ = self.forget();
+        } else {
+            let pending = snapshot::pending(&self.file);
+            let _ = snapshot::write(&pending, &self.source, &self.description, &self.seen);
+        }
+    }
+
+    fn forget(&self) -> Result<(), GoldenError> {
+        let pending = snapshot::pending(&self.file);
+        match fs::remove_file(&pending) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(GoldenError::Unwritable { file: pending, error })
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,300 @@
+//! An observation -> the text that is compared: one for all fabrics, and one of what truly differs between them.
+
+use std::fmt::Write as _;
+
+use rdma_http::message::Message;
+
+use super::names::Names;
+use crate::agent::protocol::Exit;
+use crate::scenario::wire::{Direction, End, Item, MpaStart, Opening, Run, WireConnection};
+use crate::scenario::{Exchange, Observation, Operation, Side};
+
+/// The golden texts of an observation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Texts {
+    /// What the protocol promises on every fabric.
+    pub common: String,
+    /// What went over the wire.
+    pub fabric: String,
+}
+
+/// Makes the texts. The names are given in the common one first, so that it does not depend on the fabric.
+pub fn texts(observation: &Observation) -> Texts {
+    let mut names = Names::new(observation.place.clone());
+    let common = common(observation, &mut names);
+    let fabric = wire(observation, &mut names);
+    Texts { common, fabric }
+}
+
+/// Lines, indented by two spaces a level.
+#[derive(Default)]
+struct Page {
+    text: String,
+    level: usize,
+}
+
+impl Page {
+    fn line(&mut self, line: impl AsRef<str>) {
+        let indent = 2 * self.level;
+        // Writing to a String cannot fail.
+        let _ = writeln!(self.text, "{:indent$}{}", "", line.as_ref().trim_end());
+    }
+
+    /// A heading with lines under it, left out if there are none.
+    fn section<T>(&mut self, heading: &str, items: &[T], mut line: impl FnMut(&T) -> String) {
+        if items.is_empty() {
+            return;
+        }
+        self.line(heading);
+        self.level += 1;
+        for item in items {
+            let text = line(item);
+            self.line(text);
+        }
+        self.level -= 1;
+    }
+}
+
+fn common(observation: &Observation, names: &mut Names) -> String {
+    let mut page = Page::default();
+    side(&mut page, "client", &observation.client, names);
+    side(&mut page, "server", &observation.server, names);
+    page.line("body");
+    page.level = 1;
+    match &observation.served {
+        Some(served) => page.line(format!("served: {} bytes, sha256 {}", served.length, served.sha256)),
+        None => page.line("served: no such file"),
+    }
+    match (&observation.arrived, &observation.served) {
+        (Some(arrived), Some(served)) if arrived == served => page.line("arrived: the same"),
+        (Some(arrived), _) => {
+            page.line(format!("arrived: {} bytes, sha256 {}", arrived.length, arrived.sha256));
+        }
+        (None, _) => page.line("arrived: no file"),
+    }
+    page.text
+}
+
+fn side(page: &mut Page, role: &str, side: &Side, names: &mut Names) {
+    page.line(format!("{role}: {}", side.program));
+    page.level = 1;
+    for exchange in &side.exchanges {
+        self::exchange(page, exchange, names);
+    }
+    page.section("operations", &fold(&side.operations), |folded| operation(folded, names));
+    page.section("regions", &side.regions, |region| {
+        let released = if region.released { "released" } else { "never released" };
+        format!("{}: {} bytes, {}, {released}", names.stag(region.stag), region.length, region.access)
+    });
+    page.section("connections", &side.connections, |connection| {
+        let (local, peer) = (names.address(connection.local), names.address(connection.peer));
+        let how = if connection.initiator { "made to" } else { "accepted from" };
+        let closed = if connection.closed { "closed" } else { "never closed" };
+        format!("{how} {peer} by {local}, {closed}")
+    });
+    page.section("falls back to TCP", &side.fallbacks, Clone::clone);
+    page.section("ignores the RDMA field", &side.ignored, |error| names.text(error));
+    page.section("receives", &side.bodies, |(via, length)| format!("{length} bytes by {via}"));
+    page.section("reports", &side.errors, |error| names.text(error));
+    page.line(match side.exit {
+        Some(Exit::Code(code)) => format!("exit code {code}"),
+        Some(Exit::Signal(signal)) => format!("killed by signal {signal}"),
+        None => "did not end".to_owned(),
+    });
+    page.level = 0;
+}
+
+fn exchange(page: &mut Page, exchange: &Exchange, names: &mut Names) {
+    page.line(format!("exchange {}", exchange.number));
+    page.level += 1;
+    if let Some((method, target)) = &exchange.request {
+        page.line(format!("> {method} {}", names.text(target)));
+        for (name, value) in &exchange.request_headers {
+            page.line(format!("> {name}: {}", names.field(name, value)));
+        }
+    }
+    match exchange.status {
+        Some(status) => page.line(format!("< {status}")),
+        None => page.line("< no response"),
+    }
+    for (name, value) in &exchange.response_headers {
+        page.line(format!("< {name}: {}", names.field(name, value)));
+    }
+    page.level -= 1;
+}
+
+/// An operation, and how many like it followed, each continuing the one before.
+struct Folded<'a> {
+    first: &'a Operation,
+    count: u64,
+    length: u64,
+}
+
+fn fold(operations: &[Operation]) -> Vec<Folded<'_>> {
+    let mut folded: Vec<Folded<'_>> = Vec::new();
+    for operation in operations {
+        if let Some(last) = folded.last_mut()
+            && last.first.op == operation.op
+            && let (Some((stag, to)), Some((next_stag, next_to))) = (last.first.remote, operation.remote)
+            && stag == next_stag
+            && to.checked_add(last.length) == Some(next_to)
+        {
+            last.count += 1;
+            last.length += operation.length;
+        } else {
+            folded.push(Folded { first: operation, count: 1, length: operation.length });
+        }
+    }
+    folded
+}
+
+fn operation(folded: &Folded<'_>, names: &mut Names) -> String {
+    let Folded { first, count, length } = folded;
+    let op = &first.op;
+    match (first.remote, count) {
+        (None, _) => format!("{op}: {length} bytes"),
+        (Some((stag, to)), 1) => format!("{op}: {length} bytes at {}", names.remote(stag, to)),
+        (Some((stag, to)), _) => {
+            format!("{count} x {op}: {length} bytes, contiguous, from {}", names.remote(stag, to))
+        }
+    }
+}
+
+fn wire(observation: &Observation, names: &mut Names) -> String {
+    let mut page = Page::default();
+    for connection in &observation.wire.connections {
+        self::connection(&mut page, connection, names);
+    }
+    for (sender, target) in &observation.wire.unanswered_arp {
+        let (sender, target) = (names.ip((*sender).into()), names.ip((*target).into()));
+        page.line(format!("ARP: {sender} asks for {target}; nobody answers"));
+    }
+    page.text
+}
+
+fn connection(page: &mut Page, connection: &WireConnection, names: &mut Names) {
+    let WireConnection { initiator, responder, opening, forth, back } = connection;
+    let (from, to) = (names.address(*initiator), names.address(*responder));
+    page.line(format!(
+        "{from} -> {to}: {}",
+        match opening {
+            Opening::Established => "established",
+            Opening::Refused => "refused",
+            Opening::Unanswered => "no answer",
+            Opening::Unseen => "already open",
+        }
+    ));
+    if *opening == Opening::Refused || *opening == Opening::Unanswered {
+        return;
+    }
+    page.level = 1;
+    for (direction, arrow) in [(forth, '>'), (back, '<')] {
+        for item in &direction.items {
+            self::item(page, arrow, item, names);
+        }
+        if let Some(verdict) = crc(direction) {
+            page.line(format!("{arrow} {verdict}"));
+        }
+        page.line(format!(
+            "{arrow} {}",
+            match direction.end {
+                End::Open => "left open",
+                End::Fin => "FIN",
+                End::Reset => "RST",
+            }
+        ));
+    }
+    page.level = 0;
+}
+
+/// In words, since the number of FPDUs is a matter of segmentation.
+fn crc(direction: &Direction) -> Option<String> {
+    let tally = direction.crc;
+    match (tally.good, tally.bad, tally.unchecked) {
+        (0, 0, 0) => None,
+        (_, 0, 0) => Some("CRC: all good".to_owned()),
+        (0, 0, _) => Some("CRC: not in use".to_owned()),
+        (_, 0, _) => Some("CRC: good, but not in every FPDU".to_owned()),
+        (_, bad, _) => Some(format!("CRC: {bad} bad")),
+    }
+}
+
+fn item(page: &mut Page, arrow: char, item: &Item, names: &mut Names) {
+    let text = match item {
+        Item::Head(head) => {
+            page.line(format!("{arrow} {}", names.text(&head.start)));
+            for (name, value) in &head.headers {
+                page.line(format!("{arrow}   {name}: {}", names.field(name, value)));
+            }
+            return;
+        }
+        Item::Body { length, sha256 } if *length > 0 => format!("body: {length} bytes, sha256 {sha256}"),
+        Item::Body { .. } => "body: empty".to_owned(),
+        Item::MpaStart(start) => mpa_start(start, names),
+        Item::Writes(run) => tagged("Write", *run, names),
+        Item::ReadResponses(run) => tagged("Read Response", *run, names),
+        Item::ReadRequest { sink, source, length } => format!(
+            "Read Request: {length} bytes of {} into {}",
+            names.remote(source.0, source.1),
+            names.remote(sink.0, sink.1)
+        ),
+        Item::Send { message, invalidates, solicited } => {
+            let mut text = format!("Send: {}", said(message, names));
+            if *solicited {
+                text.push_str(", solicited event");
+            }
+            if let Some(stag) = invalidates {
+                let _ = write!(text, ", invalidates {}", names.stag(*stag));
+            }
+            text
+        }
+        Item::Terminate(why) => format!("Terminate: {}", names.text(why)),
+        Item::Unknown { length } => format!("{length} bytes of an unknown protocol"),
+        Item::Malformed(why) => format!("MALFORMED: {}", names.text(why)),
+    };
+    page.line(format!("{arrow} {text}"));
+}
+
+fn tagged(what: &str, run: Run, names: &mut Names) -> String {
+    let Run { stag, to, length, messages } = run;
+    let place = names.remote(stag, to);
+    match messages {
+        1 => format!("{what}: {length} bytes at {place}"),
+        _ => format!("{messages} x {what}: {length} bytes, contiguous, from {place}"),
+    }
+}
+
+/// A message between the programs, in words.
+fn said(bytes: &[u8], names: &mut Names) -> String {
+    let length = bytes.len();
+    match Message::decode(bytes) {
+        Ok(Message::Hello { id }) => format!("{length} bytes, Hello of {}", names.id(&id.to_string())),
+        Ok(Message::Done { id, bytes }) => {
+            format!("{length} bytes, Done with {} after {bytes} bytes", names.id(&id.to_string()))
+        }
+        Err(_) => format!("{length} bytes"),
+    }
+}
+
+fn mpa_start(start: &MpaStart, names: &mut Names) -> String {
+    let mut text = format!(
+        "MPA {} revision {}: {}, {}",
+        if start.request { "Request" } else { "Reply" },
+        start.revision,
+        if start.crc { "CRC" } else { "no CRC" },
+        if start.markers { "markers" } else { "no markers" },
+    );
+    if start.rejected {
+        text.push_str(", rejected");
+    }
+    if let Some((ird, ord)) = start.depths {
+        let _ = write!(text, ", IRD {ird}, ORD {ord}");
+    }
+    if let Some(first) = &start.ready_to_receive {
+        let _ = write!(text, ", peer to peer by {first}");
+    }
+    if !start.private_data.is_empty() {
+        let _ = write!(text, "; private data: {}", said(&start.private_data, names));
+    }
+    text
+}
