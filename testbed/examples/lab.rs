@@ -6,7 +6,7 @@ use std::os::fd::AsFd;
 use std::time::Instant;
 
 use nix::sched::{CloneFlags, setns};
-use testbed::lab::Lab;
+use testbed::lab::{Lab, RelayDevice};
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -14,7 +14,10 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut args = std::env::args().skip(1);
     let plan = testbed::topology::load(&args.next().ok_or("a topology, then pairs of a host and a script")?)?;
     let start = Instant::now();
-    let lab = Lab::build(plan).await?;
+    let lab = match std::env::var_os("LAB_WITHOUT_TAP") {
+        None => Lab::build(plan).await?,
+        Some(_) => Lab::build_with(plan, RelayDevice::Packet).await?,
+    };
     eprintln!("up in {:?}", start.elapsed());
     while let (Some(host), Some(script)) = (args.next(), args.next()) {
         let namespace = lab.netns(&host).ok_or("no such host")?.try_clone_to_owned()?;

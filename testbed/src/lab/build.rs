@@ -5,22 +5,93 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use futures_util::future::try_join_all;
 use sha2::{Digest, Sha256};
 
+use super::RelayDevice;
 use super::error::LabError;
 use super::host::{Host, TapPlan};
 use super::link::Link;
+use super::patch;
 use crate::link::port::Port;
 use crate::link::relay::Relay;
-use crate::link::{may_offload, tap};
+use crate::link::{may_offload, netem};
 use crate::topology::{Driver, Endpoint, Impairment, LinkPlan, Plan};
 
-/// Builds all of it; what was built before an error goes with it.
-pub(super) async fn build(plan: &Plan) -> Result<(Vec<Host>, Vec<Link>), LabError> {
-    check(plan)?;
-    tap::available().map_err(|e| LabError::step("/dev/net/tun", "open it", e))?;
+/// What carries a link.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Carrier {
+    Relay,
+    Netem,
+    Veth,
+}
 
+impl Carrier {
+    /// The relay does whatever may be asked, in the same way on every machine, and can be captured; so netem only
+    /// carries what asks for it.
+    fn of(driver: Driver) -> Self {
+        match driver {
+            Driver::Auto | Driver::Relay => Self::Relay,
+            Driver::Netem => Self::Netem,
+            Driver::Veth => Self::Veth,
+        }
+    }
+}
+
+/// Builds all of it; what was built before an error goes with it.
+pub(super) async fn build(plan: &Plan, device: RelayDevice) -> Result<(Vec<Host>, Vec<Link>), LabError> {
+    check(plan)?;
+    let (mut hosts, mut ports) = make_hosts(plan, device).await?;
+    let named: HashMap<&str, &Host> = hosts.iter().map(|h| (h.name.as_str(), h)).collect();
+    let relayed = || plan.links.iter().filter(|l| Carrier::of(l.driver) == Carrier::Relay);
+    if device == RelayDevice::Packet && relayed().next().is_some() {
+        let ends = relayed().flat_map(ends).map(|(end, out)| patch::End {
+            endpoint: end.clone(),
+            host: named[end.host.as_str()],
+            mtu: mtu(plan, end),
+            offload: may_offload(out),
+        });
+        ports = patch::connect(ends.collect()).await?;
+    }
+    let direct = plan.links.iter().filter(|l| Carrier::of(l.driver) != Carrier::Relay);
+    try_join_all(direct.map(async |link| {
+        let (a, b) = (named[link.a.host.as_str()], named[link.b.host.as_str()]);
+        a.join(&link.a.interface, b, &link.b.interface)
+            .await
+            .map_err(|e| LabError::step(format!("link {}", link.name), "make a veth pair", e))
+    }))
+    .await?;
+
+    try_join_all(hosts.iter_mut().zip(&plan.hosts).map(|(host, plan)| host.configure(plan))).await?;
+
+    let named: HashMap<&str, &Host> = hosts.iter().map(|h| (h.name.as_str(), h)).collect();
+    try_join_all(plan.links.iter().flat_map(|l| ends(l).map(|e| (l, e))).map(async |(link, (end, out))| {
+        let host = named[end.host.as_str()];
+        match Carrier::of(link.driver) {
+            Carrier::Netem => impair(plan, link, end, out, host).await,
+            Carrier::Relay if device == RelayDevice::Packet && !may_offload(out) => {
+                host.single_packets(&end.interface).await
+            }
+            Carrier::Relay | Carrier::Veth => Ok(()),
+        }
+    }))
+    .await?;
+
+    let links = plan.links.iter().map(|link| match Carrier::of(link.driver) {
+        Carrier::Relay => relay(link, device, &mut ports),
+        Carrier::Netem => Ok(Link::kernel(link.clone(), "netem")),
+        Carrier::Veth => Ok(Link::kernel(link.clone(), "veth")),
+    });
+    let links = links.collect::<Result<_, _>>()?;
+    Ok((hosts, links))
+}
+
+/// Makes the namespaces, and in them the TAP devices of relayed links, whose ports are returned.
+async fn make_hosts(
+    plan: &Plan,
+    device: RelayDevice,
+) -> Result<(Vec<Host>, HashMap<Endpoint, Port>), LabError> {
     let mut wanted: HashMap<&str, Vec<TapPlan>> = HashMap::new();
-    for link in &plan.links {
-        for (end, out) in ends(link) {
+    if device == RelayDevice::Tap {
+        let relayed = plan.links.iter().filter(|l| Carrier::of(l.driver) == Carrier::Relay);
+        for (end, out) in relayed.flat_map(ends) {
             let tap = TapPlan { interface: end.interface.clone(), offload: may_offload(out) };
             wanted.entry(&end.host).or_default().push(tap);
         }
@@ -29,41 +100,64 @@ pub(super) async fn build(plan: &Plan) -> Result<(Vec<Host>, Vec<Link>), LabErro
         let taps = wanted.get(host.name.as_str()).cloned().unwrap_or_default();
         let names: Vec<_> = taps.iter().map(|t| t.interface.clone()).collect();
         let (made, taps) = Host::create(host, taps).await?;
-        let ports: Vec<_> = names
-            .into_iter()
-            .zip(taps)
-            .map(|(interface, tap)| (Endpoint { host: host.name.clone(), interface }, tap.into_port()))
-            .collect();
+        let endpoint = |interface| Endpoint { host: host.name.clone(), interface };
+        let ports: Vec<_> =
+            names.into_iter().zip(taps).map(|(i, tap)| (endpoint(i), tap.into_port())).collect();
         Ok::<_, LabError>((made, ports))
     }))
     .await?;
+    let (hosts, ports): (Vec<_>, Vec<_>) = made.into_iter().unzip();
+    Ok((hosts, ports.into_iter().flatten().collect()))
+}
 
-    let mut hosts = Vec::with_capacity(made.len());
-    let mut ports = HashMap::new();
-    for (host, its_ports) in made {
-        hosts.push(host);
-        ports.extend(its_ports);
-    }
-    try_join_all(hosts.iter_mut().zip(&plan.hosts).map(|(host, plan)| host.configure(plan))).await?;
-
-    let links = plan.links.iter().map(|link| relay(link, &mut ports)).collect::<Result<_, _>>()?;
-    Ok((hosts, links))
+/// Has netem impair what leaves an end of a link.
+async fn impair(
+    plan: &Plan,
+    link: &LinkPlan,
+    end: &Endpoint,
+    out: &Impairment,
+    host: &Host,
+) -> Result<(), LabError> {
+    let seed = seed(&link.name, end);
+    let set = host.set_qdisc(&end.interface, |index| netem::message(index, out, mtu(plan, end), seed)).await;
+    set.map_err(|e| match e.kind() {
+        std::io::ErrorKind::NotFound => LabError::machine(format!(
+            "link {}: this kernel has no netem; `modprobe sch_netem` may add it (Debian, Ubuntu: the package \
+             linux-modules-extra-$(uname -r) where it is missing), or use `driver = \"relay\"`",
+            link.name
+        )),
+        _ => LabError::step(format!("link {}, {end}", link.name), "set netem", e),
+    })
 }
 
 /// Starts both directions of a link.
-fn relay(link: &LinkPlan, ports: &mut HashMap<Endpoint, Port>) -> Result<Link, LabError> {
+fn relay(
+    link: &LinkPlan,
+    device: RelayDevice,
+    ports: &mut HashMap<Endpoint, Port>,
+) -> Result<Link, LabError> {
     let mut take = |end: &Endpoint| {
         ports.remove(end).ok_or_else(|| LabError::usage(format!("link {}: {end} has no port", link.name)))
     };
     let (a, b) = (take(&link.a)?, take(&link.b)?);
     let start = |from: &Endpoint, receive, transmit, impairment: &Impairment| {
-        let name = format!("{}>", link.name);
-        Relay::start(&name, receive, transmit, impairment, seed(&link.name, from))
+        Relay::start(&format!("{from}>"), receive, transmit, impairment, seed(&link.name, from))
             .map_err(|e| LabError::step(format!("link {}", link.name), "start its relay", e))
     };
     let a_to_b = start(&link.a, a.receive, b.transmit, &link.a_to_b)?;
     let b_to_a = start(&link.b, b.receive, a.transmit, &link.b_to_a)?;
-    Ok(Link::relayed(link.clone(), "relay over TAP", [a_to_b, b_to_a]))
+    let driver = match device {
+        RelayDevice::Tap => "relay over TAP",
+        RelayDevice::Packet => "relay over AF_PACKET",
+    };
+    Ok(Link::relayed(link.clone(), driver, [a_to_b, b_to_a]))
+}
+
+/// The MTU of an interface; [`check`] has found every end of a link among the interfaces.
+fn mtu(plan: &Plan, end: &Endpoint) -> u32 {
+    let host = plan.hosts.iter().find(|h| h.name == end.host);
+    let interface = host.and_then(|h| h.interfaces.iter().find(|i| i.name == end.interface));
+    interface.map_or(1_500, |i| i.mtu)
 }
 
 /// The same in every run, and different for every direction.
@@ -103,9 +197,12 @@ fn check(plan: &Plan) -> Result<(), LabError> {
                 return Err(LabError::usage(message));
             }
         }
-        if matches!(link.driver, Driver::Netem | Driver::Veth) {
-            let message = format!("link {}: the driver {:?} is not available", link.name, link.driver);
-            return Err(LabError::machine(message));
+        if link.driver == Driver::Veth
+            && [&link.a_to_b, &link.b_to_a].into_iter().any(|i| *i != Impairment::default())
+        {
+            let message =
+                format!("link {}: a bare veth pair impairs nothing; use `driver = \"relay\"`", link.name);
+            return Err(LabError::usage(message));
         }
     }
     match free.first_key_value() {

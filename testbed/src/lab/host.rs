@@ -2,6 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::os::fd::{AsFd as _, BorrowedFd};
+
+use netlink_packet_route::tc::TcMessage;
 
 use super::error::LabError;
 use super::netlink::Netlink;
@@ -25,8 +28,8 @@ pub(super) struct TapPlan {
 #[derive(Debug)]
 pub(super) struct Host {
     pub(super) name: String,
-    pub(super) namespace: Namespace,
-    pub(super) netlink: Netlink,
+    namespace: Namespace,
+    netlink: Netlink,
     pub(super) sysctls: BTreeMap<String, String>,
 }
 
@@ -87,6 +90,35 @@ impl Host {
         Ok(())
     }
 
+    /// Its namespace.
+    pub(super) fn namespace(&self) -> BorrowedFd<'_> {
+        self.namespace.as_fd()
+    }
+
+    /// Joins one of its interfaces to one of another host's by a veth pair, which makes both.
+    pub(super) async fn join(&self, interface: &str, other: &Self, others: &str) -> io::Result<()> {
+        self.netlink.add_veth(interface, others, other.namespace()).await
+    }
+
+    /// Gives an interface the queueing discipline that is made for its index.
+    pub(super) async fn set_qdisc(
+        &self,
+        interface: &str,
+        message: impl FnOnce(u32) -> TcMessage,
+    ) -> io::Result<()> {
+        let index = self.netlink.index(interface).await?;
+        self.netlink.add_qdisc(message(index)).await
+    }
+
+    /// Sends no super-frames from an interface.
+    pub(super) async fn single_packets(&self, interface: &str) -> Result<(), LabError> {
+        let place = || format!("host {}, {interface}", self.name);
+        let index = self.netlink.index(interface).await;
+        let index = index.map_err(|e| LabError::step(place(), "find it", e))?;
+        let set = self.netlink.single_packets(index).await;
+        set.map_err(|e| LabError::step(place(), "turn its super-frames off", e))
+    }
+
     async fn apply(&self, settings: BTreeMap<String, String>) -> Result<BTreeMap<String, String>, LabError> {
         if settings.is_empty() {
             return Ok(settings);
@@ -105,7 +137,7 @@ impl Host {
 
 /// Keeps the calling thread's namespace, which is new, from saying anything on a link of its own accord: what a capture
 /// shows is then what the programs did.
-fn quieten(ipv6: bool) -> io::Result<()> {
+pub(super) fn quieten(ipv6: bool) -> io::Result<()> {
     let settings: &[(&str, &str)] =
         if ipv6 { &[("accept_ra", "0"), ("router_solicitations", "0")] } else { &[("disable_ipv6", "1")] };
     for (name, value) in settings {

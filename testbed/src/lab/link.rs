@@ -31,6 +31,11 @@ impl Link {
         Self { plan, driver, relays: Some(relays), capture: Mutex::default() }
     }
 
+    /// A link that the kernel carries.
+    pub(super) fn kernel(plan: LinkPlan, driver: &'static str) -> Self {
+        Self { plan, driver, relays: None, capture: Mutex::default() }
+    }
+
     /// Its name in the plan.
     pub(super) fn name(&self) -> &str {
         &self.plan.name

@@ -10,16 +10,34 @@ mod host;
 mod link;
 mod netlink;
 mod netns;
+mod patch;
 mod sysctl;
 
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::BorrowedFd;
 use std::path::Path;
 
 pub use self::error::LabError;
 use self::host::Host;
 use self::link::Link;
 use crate::agent::protocol::{HostStatus, LinkStatus};
+use crate::link::tap;
 use crate::topology::Plan;
+
+/// What a relay has at each end of its link.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RelayDevice {
+    /// The host's interface is a TAP device that the relay holds.
+    Tap,
+    /// The host's interface is one end of a veth pair, and the relay has a packet socket on the other.
+    Packet,
+}
+
+impl RelayDevice {
+    /// TAP where this process may open `/dev/net/tun`, which ordinary users may on most desktops but not everywhere.
+    pub fn best() -> Self {
+        if tap::available().is_ok() { Self::Tap } else { Self::Packet }
+    }
+}
 
 /// A lab that is up.
 #[derive(Debug)]
@@ -34,7 +52,13 @@ impl Lab {
     /// Builds everything the plan holds. On an error nothing is left. It must be called within a tokio runtime that has
     /// its I/O enabled.
     pub async fn build(plan: Plan) -> Result<Self, LabError> {
-        let (hosts, links) = build::build(&plan).await?;
+        let device = RelayDevice::best();
+        Self::build_with(plan, device).await
+    }
+
+    /// As [`build`](Self::build), with the relays on these devices.
+    pub async fn build_with(plan: Plan, device: RelayDevice) -> Result<Self, LabError> {
+        let (hosts, links) = build::build(&plan, device).await?;
         Ok(Self { plan, links, hosts })
     }
 
@@ -45,7 +69,7 @@ impl Lab {
 
     /// The network namespace of a host, for `setns`.
     pub fn netns(&self, host: &str) -> Option<BorrowedFd<'_>> {
-        self.hosts.iter().find(|h| h.name == host).map(|h| h.namespace.as_fd())
+        self.hosts.iter().find(|h| h.name == host).map(Host::namespace)
     }
 
     /// For each host: the settings as they read back. `commands` is left 0.

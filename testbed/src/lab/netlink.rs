@@ -2,11 +2,17 @@
 
 use std::io;
 use std::net::IpAddr;
+use std::os::fd::{AsRawFd as _, BorrowedFd};
 
-use futures_util::TryStreamExt;
+use futures_util::{StreamExt as _, TryStreamExt as _};
 use ipnet::IpNet;
+use netlink_packet_core::{
+    NLM_F_ACK, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
+};
+use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::address::{AddressAttribute, AddressFlags};
-use netlink_packet_route::link::LinkMessage;
+use netlink_packet_route::link::{InfoData, InfoKind, InfoVeth, LinkAttribute, LinkInfo, LinkMessage};
+use netlink_packet_route::tc::TcMessage;
 use rtnetlink::{Handle, LinkUnspec};
 use tokio::task::JoinHandle;
 
@@ -44,9 +50,49 @@ impl Netlink {
         self.handle.link().set(message).execute().await.map_err(to_io)
     }
 
+    /// Makes a veth pair: `name` in this namespace, `peer` in that of `peer_namespace`.
+    pub(super) async fn add_veth(
+        &self,
+        name: &str,
+        peer: &str,
+        peer_namespace: BorrowedFd<'_>,
+    ) -> io::Result<()> {
+        let peer = LinkUnspec::new_with_name(peer).setns_by_fd(peer_namespace.as_raw_fd()).build();
+        let mut message = LinkUnspec::new_with_name(name).build();
+        let data = InfoData::Veth(InfoVeth::Peer(peer));
+        message
+            .attributes
+            .push(LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Veth), LinkInfo::Data(data)]));
+        self.handle.link().add(message).execute().await.map_err(to_io)
+    }
+
+    /// Sends no super-frames from an interface.
+    pub(super) async fn single_packets(&self, index: u32) -> io::Result<()> {
+        let one = LinkUnspec::new_with_index(index).append_extra_attribute(LinkAttribute::GsoMaxSegs(1));
+        self.set(one.build()).await
+    }
+
+    /// Makes `qdisc` the queueing discipline that it says.
+    pub(super) async fn add_qdisc(&self, qdisc: TcMessage) -> io::Result<()> {
+        let mut request = NetlinkMessage::from(RouteNetlinkMessage::NewQueueDiscipline(qdisc));
+        request.header.flags = NLM_F_REQUEST | NLM_F_ACK | NLM_F_EXCL | NLM_F_CREATE;
+        let mut answers = self.handle.clone().request(request).map_err(to_io)?;
+        while let Some(answer) = answers.next().await {
+            if let NetlinkPayload::Error(error) = answer.payload {
+                return Err(error.to_io());
+            }
+        }
+        Ok(())
+    }
+
     /// Brings up an interface that needs nothing else, such as `lo`.
     pub(super) async fn up(&self, interface: &str) -> io::Result<()> {
         self.set(LinkUnspec::new_with_name(interface).up().build()).await
+    }
+
+    /// Brings up an interface of this MTU that has no address.
+    pub(super) async fn up_with_mtu(&self, interface: &str, mtu: u32) -> io::Result<()> {
+        self.set(LinkUnspec::new_with_name(interface).mtu(mtu).up().build()).await
     }
 
     /// Gives an interface its MAC address, MTU and queue, and brings it up.

@@ -4,6 +4,8 @@
 //! device to the other's at that time, and [`ring`] holds it until then.
 
 pub mod capture;
+pub mod netem;
+pub mod packet;
 pub mod port;
 pub mod relay;
 pub mod ring;

@@ -10,6 +10,11 @@ pub trait Receive: Send {
 
     /// Readable when [`receive`](Self::receive) would return a record.
     fn readiness(&self) -> BorrowedFd<'_>;
+
+    /// Frames that the host sent and that were lost before they could be received, since the last call.
+    fn missed(&mut self) -> u64 {
+        0
+    }
 }
 
 /// Where frames go.

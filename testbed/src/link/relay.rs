@@ -200,6 +200,10 @@ impl Forwarder {
             None => (&mut self.discarded[..], false),
         };
         let Some(len) = self.receive.receive(slot)? else { return Ok(false) };
+        let missed = self.receive.missed();
+        if missed > 0 {
+            self.shared.dropped.fetch_add(missed, Ordering::Relaxed);
+        }
         let now = Nanos(self.origin.elapsed().as_nanos() as u64);
         let record = &mut slot[..len];
         self.shared.capture(record);

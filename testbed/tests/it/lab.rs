@@ -9,7 +9,7 @@ use std::thread::JoinHandle;
 
 use nix::sched::{CloneFlags, setns};
 use sha2::{Digest as _, Sha256};
-use testbed::lab::Lab;
+use testbed::lab::{Lab, RelayDevice};
 use testbed::topology::{Plan, Topology};
 
 /// Whether this process may make labs; else says why the test does not run.
@@ -108,6 +108,7 @@ fn transfer(lab: &Lab, len: usize) {
 fn tshark(file: &Path, filter: &str) -> String {
     let checks = ["ip.check_checksum:TRUE", "tcp.check_checksum:TRUE", "udp.check_checksum:TRUE"];
     let output = Command::new("tshark")
+        .env("HOME", "/nonexistent")
         .args(checks.iter().flat_map(|c| ["-o", c]))
         .args(["-r", file.to_str().unwrap(), "-Y", filter])
         .output()
@@ -141,4 +142,142 @@ async fn bytes_arrive_intact_and_a_capture_holds_them_all() {
     assert!(lab.capture_stop("wire").is_err());
     assert!(lab.capture_start("wired", &file).unwrap_err().message.contains("there is wire"));
     assert!(lab.teardown().await.is_empty());
+}
+
+/// Runs this very test once more, as an ordinary user in namespaces of its own: what a laptop's user has.
+fn again_as_nobody(test: &str) -> bool {
+    const INSIDE: &str = "LAB_TEST_AS_NOBODY";
+    if std::env::var_os(INSIDE).is_some() {
+        return true;
+    }
+    if !can(test) {
+        return false;
+    }
+    let program = std::env::current_exe().unwrap();
+    let output = Command::new("setpriv")
+        .args(["--reuid=65534", "--regid=65534", "--clear-groups"])
+        .args(["unshare", "--user", "--map-root-user", "--mount", "--net"])
+        .arg(program)
+        .args([test, "--exact", "--nocapture"])
+        .env(INSIDE, "1")
+        .output()
+        .unwrap();
+    let errors = String::from_utf8_lossy(&output.stderr);
+    if errors.contains("unshare failed") {
+        let reason = "this machine denies user namespaces to ordinary users";
+        assert!(std::env::var_os("TESTBED_REQUIRE_ALL").is_none(), "{test}: {reason}");
+        eprintln!("SKIP {test}: {reason}");
+        return false;
+    }
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && text.contains("1 passed"), "{text}{errors}");
+    false
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_ordinary_user_has_packet_sockets() {
+    if !again_as_nobody("lab::an_ordinary_user_has_packet_sockets") {
+        return;
+    }
+    let plan = pair("rate = \"10 Gbit/s\"\ndelay = \"5 ms\"\nqueue = \"1 bdp\"\ndriver = \"relay\"");
+    let lab = Lab::build_with(plan, RelayDevice::Packet).await.unwrap();
+    assert_eq!(lab.links()[0].driver, "relay over AF_PACKET");
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("wire.pcapng");
+    lab.capture_start("wire", &file).unwrap();
+    tokio::task::block_in_place(|| transfer(&lab, 16 << 20));
+    let (_, dropped) = lab.capture_stop("wire").unwrap();
+    assert_eq!(dropped, 0);
+    assert_eq!(tshark(&file, "tcp.checksum.status == 0 or ip.checksum.status == 0 or _ws.malformed"), "");
+    assert!(lab.teardown().await.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn packets_that_faults_hit_arrive_in_the_end() {
+    if !can("packets_that_faults_hit_arrive_in_the_end") {
+        return;
+    }
+    let faults = "delay = \"1 ms\"\njitter = \"0.1 ms\"\nloss = 0.01\nreorder = 0.01\nduplicate = 0.01\ncorrupt = 0.01";
+    for device in [RelayDevice::Tap, RelayDevice::Packet] {
+        let lab = Lab::build_with(pair(faults), device).await.unwrap();
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("wire.pcapng");
+        lab.capture_start("wire", &file).unwrap();
+        tokio::task::block_in_place(|| transfer(&lab, 4 << 20));
+        lab.capture_stop("wire").unwrap();
+        assert!(!tshark(&file, "tcp.analysis.retransmission").is_empty(), "{device:?}");
+        // Where single packets are hit, there are no super-frames.
+        assert_eq!(tshark(&file, "frame.len > 1514"), "", "{device:?}");
+        assert!(lab.teardown().await.is_empty());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_queue_drops_and_counts() {
+    if !can("a_full_queue_drops_and_counts") {
+        return;
+    }
+    let lab = Lab::build(pair("rate = \"100 Mbit/s\"\ndelay = \"1 ms\"\nqueue = \"70 kB\"")).await.unwrap();
+    tokio::task::block_in_place(|| transfer(&lab, 4 << 20));
+    let status = &lab.links()[0];
+    assert!(status.b_to_a.dropped > 0, "{status:?}");
+    assert_eq!(status.a_to_b.dropped, 0, "{status:?}");
+}
+
+#[tokio::test]
+async fn settings_read_back_and_wrong_ones_are_named() {
+    if !can("settings_read_back_and_wrong_ones_are_named") {
+        return;
+    }
+    let mut plan = pair("");
+    plan.hosts[0].sysctls.insert("net.ipv4.tcp_rmem".into(), "4096  131072\t400000000".into());
+    let lab = Lab::build(plan.clone()).await.unwrap();
+    assert_eq!(lab.hosts()[0].sysctls["net.ipv4.tcp_rmem"], "4096 131072 400000000");
+    drop(lab);
+
+    for (name, value, says) in [
+        ("net.ipv4.tcp_magic", "1", "host a: there is no setting net.ipv4.tcp_magic"),
+        ("net.ipv4.tcp_sack", "maybe", "host a: the setting net.ipv4.tcp_sack cannot be `maybe`"),
+        ("kernel.hostname", "x", "host a: the setting kernel.hostname is not a network namespace's"),
+    ] {
+        let mut plan = plan.clone();
+        plan.hosts[0].sysctls = [(name.to_owned(), value.to_owned())].into();
+        let error = Lab::build(plan).await.unwrap_err();
+        assert!(error.message.starts_with(says), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn a_plan_that_does_not_fit_is_refused() {
+    let mut plan = pair("");
+    plan.links[0].b.host = "c".into();
+    let error = Lab::build(plan).await.unwrap_err();
+    assert_eq!(error.message, "link wire: c:eth0 is no interface, or another link has it");
+    let mut plan = pair("");
+    plan.links.clear();
+    let error = Lab::build(plan).await.unwrap_err();
+    assert_eq!(error.message, "host a: no link has its interface eth0");
+}
+
+#[tokio::test]
+async fn the_kernel_carries_what_asks_for_it() {
+    if !can("the_kernel_carries_what_asks_for_it") {
+        return;
+    }
+    let lab = Lab::build(pair("driver = \"veth\"")).await.unwrap();
+    run(&lab, "a", &["ping", "-n", "-c", "1", "10.0.0.2"]);
+    assert_eq!(lab.links()[0].driver, "veth");
+    let error = lab.capture_start("wire", Path::new("/nonexistent")).unwrap_err();
+    assert!(error.message.contains("`driver = \"relay\"`"), "{error}");
+    drop(lab);
+
+    // Either this kernel has netem, or it is named as what is missing.
+    match Lab::build(pair("driver = \"netem\"\ndelay = \"10 ms\"")).await {
+        Ok(lab) => {
+            let text = run(&lab, "a", &["ping", "-n", "-c", "1", "10.0.0.2"]);
+            let time: f64 = text.split_once("time=").unwrap().1.split_once(' ').unwrap().0.parse().unwrap();
+            assert!(time >= 20.0, "{text}");
+        }
+        Err(error) => assert!(error.message.starts_with("link wire: this kernel has no netem"), "{error}"),
+    }
 }
