@@ -3,7 +3,8 @@
 //! A frame is a 32-bit big-endian length, a type byte and that many bytes: `J`, a JSON message ([`Request`] towards the
 //! agent, [`Response`] from it); `0`, `1`, `2`, bytes of a command's standard input, output and error (an empty frame is
 //! end of file). A connection carries one request; an `exec` keeps it for as long as the command runs, and if the
-//! client goes away the command's process group is killed.
+//! client goes away the command's process group is killed. Of a command's input at most [`INPUT_WINDOW`] bytes are under
+//! way, so that signals are never stuck behind input that nobody reads.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -12,8 +13,14 @@ use serde::{Deserialize, Serialize};
 
 use crate::topology::Plan;
 
-/// The largest frame that either side accepts.
+/// The largest frame that an agent accepts, in bytes.
 pub const MAX_FRAME: usize = 1 << 20;
+
+/// The largest frame that a client accepts, in bytes: the status of a big lab is big.
+pub const MAX_ANSWER: usize = 64 << 20;
+
+/// Bytes of a command's input that a client may have sent beyond what [`Response::InputTaken`] confirmed.
+pub const INPUT_WINDOW: usize = 1 << 20;
 
 /// What is asked of an agent.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -83,8 +90,20 @@ pub enum Response {
         /// Its process id as the lab sees it.
         pid: i32,
     },
+    /// The command's standard input took this many bytes more.
+    InputTaken {
+        /// Bytes.
+        bytes: usize,
+    },
     /// The command ended, and all its output is before this.
     Exited(Exit),
+    /// The command could not be started.
+    NotExecuted {
+        /// What a shell would exit with: 127 for not found, 126 for not executable.
+        code: u8,
+        /// Why.
+        message: String,
+    },
     /// It is done.
     Done,
     /// The capture is closed.
@@ -111,7 +130,7 @@ pub enum Blame {
     Usage,
     /// This machine cannot do it (exit code 3).
     Machine,
-    /// What was asked for failed (exit code 1): the program was not found, say.
+    /// What was asked for failed (exit code 1).
     Operation,
 }
 
