@@ -9,8 +9,11 @@ pub mod cli;
 pub mod doctor;
 pub mod golden;
 pub mod guest;
+mod handle;
 pub mod lab;
 pub mod link;
 pub mod report;
 pub mod scenario;
 pub mod topology;
+
+pub use handle::LabHandle;

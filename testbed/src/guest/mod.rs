@@ -1,1 +1,3 @@
-//! Where the agent runs: on this machine's kernel, later in a UML or QEMU guest.
+//! Where the agent runs: on this machine's kernel ([`host`]), later in a UML or QEMU guest.
+
+pub mod host;
