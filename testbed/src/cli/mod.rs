@@ -4,16 +4,27 @@
 //! exit code, or a [`Failure`] that knows its exit code, its message and the remedy; [`main`] prints it.
 
 use std::ffi::OsString;
+use std::io::Write as _;
 use std::process::ExitCode;
 
 use clap::builder::styling::{AnsiColor, Styles};
 use clap::{Parser, Subcommand};
 
+mod agent;
+mod capture;
 mod completions;
 mod doctor;
+mod down;
+mod exec;
 mod failure;
 mod global;
 mod graph;
+mod lab;
+mod session;
+mod shell;
+mod status;
+mod terminal;
+mod up;
 mod validate;
 
 pub use failure::{Code, Failure};
@@ -52,15 +63,30 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Verb {
+    Up(up::Args),
+    Down(down::Args),
+    Status(status::Args),
+    Exec(exec::Args),
+    Shell(shell::Args),
+    Capture(capture::Args),
     Doctor(doctor::Args),
     Graph(graph::Args),
     Validate(validate::Args),
     Completions(completions::Args),
+    #[command(hide = true)]
+    Agent(agent::Args),
 }
 
 impl Verb {
     fn run(self, global: &Global) -> Outcome {
         match self {
+            Self::Up(args) => args.run(global),
+            Self::Down(args) => args.run(global),
+            Self::Status(args) => args.run(global),
+            Self::Exec(args) => args.run(global),
+            Self::Shell(args) => args.run(global),
+            Self::Capture(args) => args.run(global),
+            Self::Agent(args) => args.run(global),
             Self::Doctor(args) => args.run(global),
             Self::Graph(args) => args.run(global),
             Self::Validate(args) => args.run(global),
@@ -85,9 +111,14 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
         Ok(code) => code,
         Err(failure) => {
             failure.print(&global);
-            failure.code().into()
+            failure.code()
         }
     }
+}
+
+/// Prints to standard output. A closed pipe is no failure: whoever read has seen enough.
+pub(crate) fn say(text: impl std::fmt::Display) {
+    let _ = writeln!(std::io::stdout(), "{text}");
 }
 
 /// Runs a verb's asynchronous part. Threads that still wait for standard input are left behind, not waited for.

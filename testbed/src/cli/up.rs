@@ -1,0 +1,87 @@
+//! `testbed up`: a topology becomes a lab.
+
+use std::io::Write as _;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::builder::FalseyValueParser;
+use serde_json::json;
+
+use super::lab::seconds;
+use super::{Code, Failure, Global, Outcome, block_on, status};
+use crate::agent::protocol::Status;
+use crate::agent::runtime::{LabName, Runtime};
+use crate::guest::host::{self, Options};
+use crate::topology::{self, Plan};
+
+const EXAMPLES: &str = "\
+Examples:
+  testbed up wan-10g                     a topology by name
+  testbed up my-lab.toml --name left     a file, under another name
+  testbed up wan-10g --dry-run --json    what it would be made of
+  generate-topology | testbed up -       from standard input";
+
+/// Bring a topology up as a lab. If it is up already, it is the same lab.
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub(super) struct Args {
+    /// A name, a path, or `-` for standard input.
+    topology: String,
+    /// The lab's name; the topology's by default.
+    #[arg(short, long, env = "TESTBED_NAME", hide_env_values = true)]
+    name: Option<LabName>,
+    /// Print what the lab would be made of, and make nothing.
+    #[arg(long, env = "TESTBED_DRY_RUN", value_parser = FalseyValueParser::new(), hide_env_values = true)]
+    dry_run: bool,
+    /// How long it may take until the lab is ready.
+    #[arg(long, env = "TESTBED_UP_TIMEOUT", value_name = "SECONDS", value_parser = seconds, default_value = "30", hide_env_values = true)]
+    timeout: Duration,
+}
+
+impl Args {
+    pub(super) fn run(self, global: &Global) -> Outcome {
+        let plan = topology::load(&self.topology)?;
+        let mut out = std::io::stdout().lock();
+        if self.dry_run {
+            // A closed pipe is no failure: whoever read has seen enough.
+            let _ = if global.json {
+                writeln!(out, "{}", serde_json::to_string_pretty(&plan).unwrap_or_default())
+            } else {
+                write!(out, "{}", status::plan_text(&plan))
+            };
+            return Ok(ExitCode::SUCCESS);
+        }
+        let name = match self.name {
+            Some(name) => name,
+            None => plan.name.parse()?,
+        };
+        let (status, already) = block_on(bring_up(&name, &plan, self.timeout))?;
+        let _ = if global.json {
+            writeln!(out, "{:#}", json!({ "already_up": already, "status": status }))
+        } else if global.quiet {
+            Ok(())
+        } else {
+            let note = if already { " (it was already)" } else { "" };
+            writeln!(out, "lab {name} is up{note}")
+                .and_then(|()| write!(out, "{}", status::text(&status, global.color_stdout())))
+        };
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+/// The lab's status, and whether it was up already.
+async fn bring_up(name: &LabName, plan: &Plan, timeout: Duration) -> Result<(Status, bool), Failure> {
+    // This very program, whatever it is called.
+    let program = std::env::current_exe()
+        .map_err(|error| Failure::new(Code::Machine, format!("cannot find this program's file: {error}")))?;
+    let options = Options { runtime: Runtime::locate(), program, timeout };
+    let up = host::up(name, plan, &options).await?;
+    let already = up.lease.is_none();
+    if let Some(lease) = up.lease {
+        lease.release().await.map_err(|error| {
+            let message = format!("the agent of lab `{name}` ended as soon as it was ready: {error}");
+            Failure::new(Code::Differs, message)
+        })?;
+    }
+    Ok((up.status, already))
+}
