@@ -3,14 +3,18 @@
 //!
 //! From the wire upwards: [`mpa`] is what both sides say before the first FPDU, [`fpdu`] frames what follows, [`ddp`]
 //! says where a segment's bytes belong, [`rdmap`] what they are for, [`terminate`] why a stream ends. [`decode`] reads a
-//! captured conversation with these; `connection` takes part in one.
+//! captured conversation with these. [`connection`] takes part in one: [`negotiate`] settles its terms, and [`memory`] is
+//! what it asks of its driver.
 
 use std::fmt;
 
+pub mod connection;
 pub mod ddp;
 pub mod decode;
 pub mod fpdu;
+pub mod memory;
 pub mod mpa;
+pub mod negotiate;
 pub mod rdmap;
 pub mod terminate;
 

@@ -1,0 +1,1 @@
+//! Two connections in one process.

@@ -1,0 +1,368 @@
+//! What is sent: posted work and the answers to the peer's Reads, cut into FPDUs, and what then completes.
+
+use std::collections::VecDeque;
+
+use super::{CloseReason, Connection, Event, Output, Phase, Rtr, Work, WorkError};
+use crate::iwarp::Stag;
+use crate::iwarp::ddp::{Control, Header, Msn, Queue, TAGGED_HEADER, UNTAGGED_HEADER};
+use crate::iwarp::fpdu;
+use crate::iwarp::memory::{Denied, Memory, Reach};
+use crate::iwarp::rdmap::{Opcode, ReadRequest};
+use crate::iwarp::terminate::{Code, Terminate};
+
+/// How many of the peer's Reads are answered before a message of our own has its turn, and the other way round one.
+/// Whole messages: two tagged ones may not interleave (RFC 5041, section 5.3).
+const RESPONSES_IN_A_ROW: usize = 4;
+
+/// The EMSS that is assumed until the driver says otherwise: that of an Ethernet with timestamps.
+const DEFAULT_EMSS: usize = 1448;
+
+/// Posted work that has not completed.
+#[derive(Debug)]
+struct Item {
+    work: Work,
+    /// Bytes of it that are cut.
+    progress: u64,
+    state: State,
+    /// Whether it completes silently: the RTR.
+    silent: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    /// Not all cut.
+    Queued,
+    /// All cut; complete when the transport has taken this many bytes.
+    Cut(u64),
+    /// A Read whose response has not come.
+    Reading,
+    /// Complete, as soon as all before it are.
+    Done(Result<(), WorkError>),
+}
+
+/// A Read that waits for its response.
+#[derive(Debug)]
+struct OutboundRead {
+    sink: Stag,
+    sink_to: u64,
+    length: u32,
+    received: u32,
+    failed: Option<Denied>,
+}
+
+/// The message of which not all segments are cut.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Turn {
+    Work,
+    Response,
+}
+
+/// The state of the sending half.
+#[derive(Debug)]
+pub(super) struct Transmitter {
+    items: VecDeque<Item>,
+    /// How many of `items`, from the front, are all cut.
+    cut: usize,
+    reads: VecDeque<OutboundRead>,
+    pub(super) ord: usize,
+    pub(super) mulpdu: usize,
+    send_msn: Msn,
+    read_msn: Msn,
+    turn: Option<Turn>,
+    responses: usize,
+    /// Bytes made, and bytes that the transport has taken.
+    made: u64,
+    taken: u64,
+}
+
+impl Default for Transmitter {
+    fn default() -> Self {
+        Self {
+            items: VecDeque::new(),
+            cut: 0,
+            reads: VecDeque::new(),
+            ord: 0,
+            mulpdu: fpdu::mulpdu(DEFAULT_EMSS),
+            send_msn: Msn::FIRST,
+            read_msn: Msn::FIRST,
+            turn: None,
+            responses: 0,
+            made: 0,
+            taken: 0,
+        }
+    }
+}
+
+impl Transmitter {
+    pub(super) fn post(&mut self, work: Work) {
+        self.items.push_back(Item { work, progress: 0, state: State::Queued, silent: false });
+    }
+
+    /// The empty message with which an initiator of the peer-to-peer model begins (RFC 6581, section 4.2).
+    pub(super) fn post_rtr(&mut self, rtr: Rtr) {
+        let none = Stag(0);
+        let work = match rtr {
+            Rtr::Write => Work::Write { source: none, source_to: 0, length: 0, sink: none, sink_to: 0 },
+            Rtr::Read => Work::Read { sink: none, sink_to: 0, length: 0, source: none, source_to: 0 },
+        };
+        // Nothing can go before it; what the program posted early waits behind.
+        self.items.push_front(Item { work, progress: 0, state: State::Queued, silent: true });
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.items.is_empty()
+    }
+
+    pub(super) fn is_inside_work(&self) -> bool {
+        self.turn == Some(Turn::Work)
+    }
+
+    /// Matches a segment of a Read Response with the oldest Read that waits for one (RFC 5040, section 4.4), and
+    /// places it. True when the Read is done.
+    pub(super) fn take_read_response(
+        &mut self,
+        stag: Stag,
+        to: u64,
+        payload: &[u8],
+        last: bool,
+        memory: &mut impl Memory,
+    ) -> Result<bool, Code> {
+        let read = self.reads.front_mut().ok_or(Code::TAGGED_INVALID_STAG)?;
+        if stag != read.sink {
+            return Err(Code::TAGGED_INVALID_STAG);
+        }
+        let left = (read.length - read.received) as usize;
+        if to != read.sink_to.wrapping_add(read.received.into())
+            || payload.len() > left
+            || (last && payload.len() < left)
+        {
+            return Err(Code::TAGGED_BOUNDS);
+        }
+        // That our own region went away is no fault of the peer's: its bytes are dropped and the Read fails.
+        if !payload.is_empty() && read.failed.is_none() {
+            read.failed = memory.place(Reach::Local, stag, to, payload).err();
+        }
+        // It is at most `left`, which came from a u32.
+        read.received += payload.len() as u32;
+        if !last {
+            return Ok(false);
+        }
+        let result = read.failed.map_or(Ok(()), |denied| Err(denied.into()));
+        self.reads.pop_front();
+        // Reads are answered in order, so this is the first that waits.
+        if let Some(item) = self.items.iter_mut().take(self.cut).find(|i| i.state == State::Reading) {
+            item.state = State::Done(result);
+        }
+        Ok(true)
+    }
+
+    /// Whose message is next, if anybody's.
+    fn choose(&mut self, output: Output, responses_waiting: bool) -> Option<Turn> {
+        if self.turn.is_some() {
+            return self.turn;
+        }
+        let work_waits = output == Output::Open
+            && self.items.get(self.cut).is_some_and(|item| match item.work {
+                // At the limit a Read waits, and all behind it: messages go in order.
+                Work::Read { .. } => self.ord == 0 || self.reads.len() < self.ord,
+                _ => true,
+            });
+        match (work_waits, responses_waiting) {
+            (false, false) => None,
+            (true, true) if self.responses >= RESPONSES_IN_A_ROW => Some(Turn::Work),
+            (_, true) => Some(Turn::Response),
+            (true, false) => Some(Turn::Work),
+        }
+    }
+
+    fn finish_work(&mut self, state: State) {
+        self.items[self.cut].state = state;
+        self.cut += 1;
+        self.turn = None;
+        self.responses = 0;
+    }
+
+    /// Appends the next FPDU of the next posted work. Only called when there is one.
+    fn append_work(&mut self, out: &mut Vec<u8>, crc: bool, memory: &mut impl Memory) -> Result<(), Denied> {
+        let start = fpdu::begin(out);
+        let item = &mut self.items[self.cut];
+        let progress = item.progress;
+        let (length, last) = match &item.work {
+            Work::Write { source, source_to, length, sink, sink_to } => {
+                let (chunk, last) = cut(*length, progress, self.mulpdu - TAGGED_HEADER);
+                let to = sink_to.wrapping_add(progress);
+                tagged(out, Opcode::Write, last, *sink, to);
+                if chunk > 0
+                    && let Err(denied) =
+                        memory.fetch(Reach::Local, *source, source_to.wrapping_add(progress), chunk, out)
+                {
+                    out.truncate(start);
+                    if progress > 0 {
+                        return Err(denied);
+                    }
+                    self.finish_work(State::Done(Err(denied.into())));
+                    return Ok(());
+                }
+                (chunk, last)
+            }
+            Work::Send { message, invalidate, solicited } => {
+                let (chunk, last) = cut(message.len() as u64, progress, self.mulpdu - UNTAGGED_HEADER);
+                let opcode = Opcode::Send { solicited: *solicited, invalidate: invalidate.is_some() };
+                Header::Untagged {
+                    control: Control { last, ulp: opcode.control() },
+                    invalidate: invalidate.unwrap_or(Stag(0)),
+                    queue: Queue::SEND,
+                    msn: self.send_msn,
+                    // `Work::Send` is bounded by 32 bits.
+                    offset: progress as u32,
+                }
+                .encode(out);
+                out.extend_from_slice(&message[progress as usize..][..chunk]);
+                if last {
+                    self.send_msn = self.send_msn.next();
+                }
+                (chunk, last)
+            }
+            &Work::Read { sink, sink_to, length, source, source_to } => {
+                if self.ord == 0 {
+                    out.truncate(start);
+                    self.finish_work(State::Done(Err(WorkError::NoReads)));
+                    return Ok(());
+                }
+                Header::Untagged {
+                    control: Control { last: true, ulp: Opcode::ReadRequest.control() },
+                    invalidate: Stag(0),
+                    queue: Queue::READ_REQUEST,
+                    msn: self.read_msn,
+                    offset: 0,
+                }
+                .encode(out);
+                ReadRequest { sink, sink_to, length, source, source_to }.encode(out);
+                self.read_msn = self.read_msn.next();
+                self.reads.push_back(OutboundRead { sink, sink_to, length, received: 0, failed: None });
+                fpdu::seal(out, start, crc);
+                self.finish_work(State::Reading);
+                return Ok(());
+            }
+        };
+        item.progress += length as u64;
+        self.turn = Some(Turn::Work);
+        fpdu::seal(out, start, crc);
+        if last {
+            // `made` counts what was made before this call of `poll_transmit`; the rest is in `out`.
+            let end = self.made + out.len() as u64;
+            self.finish_work(State::Cut(end));
+        }
+        Ok(())
+    }
+}
+
+/// How much of a message the next segment takes, and whether it is the last.
+fn cut(length: u64, progress: u64, room: usize) -> (usize, bool) {
+    let left = length - progress;
+    match usize::try_from(left) {
+        Ok(left) if left <= room => (left, true),
+        _ => (room, false),
+    }
+}
+
+fn tagged(out: &mut Vec<u8>, opcode: Opcode, last: bool, stag: Stag, to: u64) {
+    Header::Tagged { control: Control { last, ulp: opcode.control() }, stag, to }.encode(out);
+}
+
+/// Appends a Terminate's FPDU: queue 2, the first and only message there (RFC 5040, section 5.4).
+pub(super) fn append_terminate(out: &mut Vec<u8>, terminate: &Terminate, crc: bool) {
+    let start = fpdu::begin(out);
+    Header::Untagged {
+        control: Control { last: true, ulp: Opcode::Terminate.control() },
+        invalidate: Stag(0),
+        queue: Queue::TERMINATE,
+        msn: Msn::FIRST,
+        offset: 0,
+    }
+    .encode(out);
+    terminate.encode(out);
+    fpdu::seal(out, start, crc);
+}
+
+impl Connection {
+    /// Appends bytes to send to `out`, which must be empty: whole FPDUs, until they are `limit` bytes or more, or there
+    /// is nothing to send now. Each byte is copied once, from its region to `out`.
+    pub fn poll_transmit(&mut self, out: &mut Vec<u8>, limit: usize, memory: &mut impl Memory) {
+        debug_assert!(out.is_empty(), "completions are counted from the beginning of `out`");
+        out.append(&mut self.control);
+        let established = matches!(self.phase, Phase::Open) || self.output == Output::ResponsesOnly;
+        while established && !self.held && self.output != Output::Ended && out.len() < limit {
+            let turn = self.transmitter.choose(self.output, !self.receiver.reads.is_empty());
+            match turn {
+                None => break,
+                Some(Turn::Work) => {
+                    if let Err(denied) = self.transmitter.append_work(out, self.crc, memory) {
+                        // The message can be neither finished nor taken back (RFC 5040, section 7.1: 0/0).
+                        self.queue_terminate(Terminate::new(Code::LOCAL_CATASTROPHIC, None));
+                        self.end(CloseReason::Local(denied));
+                    }
+                }
+                Some(Turn::Response) => self.append_response(out, memory),
+            }
+        }
+        out.append(&mut self.control);
+        self.transmitter.made += out.len() as u64;
+        self.complete();
+    }
+
+    /// Takes note that the transport has taken `bytes` more of what [`poll_transmit`](Self::poll_transmit) made.
+    pub fn handle_transmitted(&mut self, bytes: usize) {
+        self.transmitter.taken += bytes as u64;
+        self.complete();
+    }
+
+    /// Appends the next FPDU of the oldest Read's response (RFC 5040, section 5.2).
+    fn append_response(&mut self, out: &mut Vec<u8>, memory: &mut impl Memory) {
+        let Some(read) = self.receiver.reads.front_mut() else { return };
+        let ReadRequest { sink, sink_to, length, source, source_to } = read.request;
+        let progress = u64::from(read.progress);
+        let (chunk, last) = cut(length.into(), progress, self.transmitter.mulpdu - TAGGED_HEADER);
+        let start = fpdu::begin(out);
+        tagged(out, Opcode::ReadResponse, last, sink, sink_to.wrapping_add(progress));
+        if chunk > 0
+            && let Err(denied) =
+                memory.fetch(Reach::Remote, source, source_to.wrapping_add(progress), chunk, out)
+        {
+            out.truncate(start);
+            let violation = read.violation(denied);
+            self.fail(violation);
+            return;
+        }
+        fpdu::seal(out, start, self.crc);
+        self.transmitter.turn = Some(Turn::Response);
+        // At most `length`.
+        read.progress += chunk as u32;
+        if last {
+            self.receiver.reads.pop_front();
+            self.transmitter.turn = None;
+            self.transmitter.responses += 1;
+        }
+    }
+
+    /// Reports what is complete, in the order of posting (RFC 5040, section 5.5).
+    pub(super) fn complete(&mut self) {
+        if let Phase::Closed = self.phase {
+            return;
+        }
+        let transmitter = &mut self.transmitter;
+        while let Some(item) = transmitter.items.front() {
+            let result = match item.state {
+                State::Done(result) => result,
+                State::Cut(end) if end <= transmitter.taken => Ok(()),
+                _ => break,
+            };
+            let silent = item.silent;
+            transmitter.items.pop_front();
+            transmitter.cut -= 1;
+            if !silent {
+                self.events.push_back(Event::Completed(result));
+            }
+        }
+    }
+}

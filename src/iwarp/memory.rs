@@ -1,0 +1,131 @@
+//! The memory that a connection may touch, as its driver provides it.
+
+use super::Stag;
+use super::terminate::Code;
+
+/// On whose behalf memory is touched, which decides the rights that are needed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reach {
+    /// An operation that this side posted.
+    Local,
+    /// The peer: its Writes, and its Reads.
+    Remote,
+}
+
+/// Why memory may not be touched (RFC 5041, section 7.2; RFC 5040, section 7.1).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Denied {
+    /// No region has this STag (any more).
+    #[error("invalid STag")]
+    InvalidStag,
+    /// The region is in another protection domain.
+    #[error("STag of another protection domain")]
+    NotAssociated,
+    /// The region was not registered for this.
+    #[error("no right to do this to the region")]
+    Access,
+    /// Not within the region.
+    #[error("outside the region")]
+    Bounds,
+    /// The tagged offset wraps.
+    #[error("the tagged offset wraps")]
+    Wrap,
+}
+
+impl Denied {
+    /// The code for a tagged segment. DDP has none for missing rights: to the peer the STag is then not valid for
+    /// this use.
+    pub fn tagged_code(self) -> Code {
+        match self {
+            Self::InvalidStag | Self::Access => Code::TAGGED_INVALID_STAG,
+            Self::NotAssociated => Code::TAGGED_NOT_ASSOCIATED,
+            Self::Bounds => Code::TAGGED_BOUNDS,
+            Self::Wrap => Code::TAGGED_WRAP,
+        }
+    }
+
+    /// The code for a Read Request's source.
+    pub fn read_code(self) -> Code {
+        match self {
+            Self::InvalidStag => Code::READ_INVALID_STAG,
+            Self::NotAssociated => Code::READ_NOT_ASSOCIATED,
+            Self::Access => Code::READ_ACCESS,
+            Self::Bounds => Code::READ_BOUNDS,
+            Self::Wrap => Code::READ_WRAP,
+        }
+    }
+
+    /// The code for a Send with Invalidate.
+    pub fn invalidate_code(self) -> Code {
+        match self {
+            Self::NotAssociated | Self::Access => Code::INVALIDATE_PROTECTION,
+            _ => Code::INVALIDATE_OPERATION,
+        }
+    }
+}
+
+/// What a connection asks of its driver. Each call is about one segment at most: a region that is deregistered between
+/// two calls is gone for the second, so nothing of a half-received message lands in it any more.
+///
+/// Nothing here is called for a zero-length operation: its STag and offset are not to be looked at (RFC 5040,
+/// section 5.1).
+pub trait Memory {
+    /// Checks all of `to .. to + payload.len()`, then puts `payload` there.
+    fn place(&mut self, reach: Reach, stag: Stag, to: u64, payload: &[u8]) -> Result<(), Denied>;
+
+    /// Whether the peer may read all of `to .. to + length`.
+    fn check_source(&mut self, stag: Stag, to: u64, length: u32) -> Result<(), Denied>;
+
+    /// Checks all of `to .. to + length`, then appends it to `out`. On an error nothing is appended.
+    fn fetch(
+        &mut self,
+        reach: Reach,
+        stag: Stag,
+        to: u64,
+        length: usize,
+        out: &mut Vec<u8>,
+    ) -> Result<(), Denied>;
+
+    /// Invalidates a region on the peer's behalf (RFC 5040, section 5.3). A region that is invalid already is no error.
+    fn invalidate(&mut self, stag: Stag) -> Result<(), Denied>;
+}
+
+/// Where `to .. to + length` lies in a region of `size` bytes whose first byte has tagged offset `base`. Sound for all
+/// values.
+pub fn locate(base: u64, size: usize, to: u64, length: usize) -> Result<std::ops::Range<usize>, Denied> {
+    // usize is no wider than u64 on any target that Rust has a std for.
+    let end = to.checked_add(length as u64).ok_or(Denied::Wrap)?;
+    let start = to.checked_sub(base).ok_or(Denied::Bounds)?;
+    let start = usize::try_from(start).map_err(|_| Denied::Bounds)?;
+    let end = usize::try_from(end - base).map_err(|_| Denied::Bounds)?;
+    if end > size { Err(Denied::Bounds) } else { Ok(start..end) }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn mem_bounds_overflow_safe() {
+        assert_eq!(locate(0, 10, 2, 8), Ok(2..10));
+        assert_eq!(locate(0, 10, 2, 9), Err(Denied::Bounds));
+        assert_eq!(locate(0, 10, 11, 0), Err(Denied::Bounds));
+        assert_eq!(locate(100, 10, 99, 1), Err(Denied::Bounds));
+        assert_eq!(locate(100, 10, 109, 1), Ok(9..10));
+        assert_eq!(locate(0, 10, u64::MAX, 1), Err(Denied::Wrap));
+        assert_eq!(locate(0, 10, u64::MAX - 1, 1), Err(Denied::Bounds));
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_located_is_inside(base in any::<u64>(), size in any::<usize>(), to in any::<u64>(), length in any::<usize>()) {
+            if let Ok(range) = locate(base, size, to, length) {
+                prop_assert!(range.start <= range.end && range.end <= size);
+                prop_assert_eq!(range.len(), length);
+                prop_assert_eq!(base as u128 + range.start as u128, to as u128);
+            }
+        }
+    }
+}
