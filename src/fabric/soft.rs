@@ -1,1 +1,0 @@
-//! User-space iWARP over tokio: drives [`crate::iwarp`] with TCP sockets.

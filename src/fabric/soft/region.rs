@@ -1,0 +1,247 @@
+//! Registered memory: who may reach which bytes.
+//!
+//! A region's memory sits behind a lock that is held for one segment at a time. Deregistering takes the memory out
+//! from behind it, so no segment, not even one of a message that has half arrived, can touch it afterwards.
+
+use std::any::Any;
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+use crate::fabric::{Access, FabricError, RegionOps};
+use crate::iwarp::Stag;
+use crate::iwarp::memory::{Denied, Memory, Reach, locate};
+
+/// The regions of a fabric, by the index in their STag.
+pub(super) struct Table {
+    entries: Mutex<HashMap<u32, Arc<Entry>>>,
+    limit: usize,
+}
+
+struct Entry {
+    stag: Stag,
+    domain: u64,
+    access: Access,
+    length: usize,
+    /// Whether it may be touched. It becomes false, for good, under the memory's lock; true without the lock says
+    /// nothing.
+    valid: AtomicBool,
+    memory: RwLock<Vec<u8>>,
+}
+
+impl Entry {
+    fn is_valid(&self) -> bool {
+        self.valid.load(Ordering::Acquire)
+    }
+
+    fn read(&self) -> Result<RwLockReadGuard<'_, Vec<u8>>, Denied> {
+        let memory = self.memory.read().unwrap_or_else(PoisonError::into_inner);
+        if self.is_valid() { Ok(memory) } else { Err(Denied::InvalidStag) }
+    }
+
+    fn write(&self) -> Result<RwLockWriteGuard<'_, Vec<u8>>, Denied> {
+        let memory = self.memory.write().unwrap_or_else(PoisonError::into_inner);
+        if self.is_valid() { Ok(memory) } else { Err(Denied::InvalidStag) }
+    }
+
+    /// Ends all access, and returns once nothing is under way.
+    fn invalidate(&self) -> RwLockWriteGuard<'_, Vec<u8>> {
+        let memory = self.memory.write().unwrap_or_else(PoisonError::into_inner);
+        self.valid.store(false, Ordering::Release);
+        memory
+    }
+}
+
+/// The index is the STag's upper 24 bits; the lower eight are its key. All of them are random: RFC 5040, section 8.1.1
+/// wants STags that cannot be predicted.
+fn index(stag: Stag) -> u32 {
+    stag.0 >> 8
+}
+
+impl Table {
+    pub(super) fn new(limit: usize) -> Self {
+        Self { entries: Mutex::default(), limit }
+    }
+
+    fn entries(&self) -> MutexGuard<'_, HashMap<u32, Arc<Entry>>> {
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn find(&self, stag: Stag) -> Option<Arc<Entry>> {
+        self.entries().get(&index(stag)).filter(|entry| entry.stag == stag).cloned()
+    }
+}
+
+/// A region of this fabric.
+pub(super) struct SoftRegion {
+    table: Arc<Table>,
+    entry: Arc<Entry>,
+}
+
+impl SoftRegion {
+    pub(super) fn register(
+        table: &Arc<Table>,
+        domain: u64,
+        bytes: Vec<u8>,
+        access: Access,
+    ) -> Result<Self, FabricError> {
+        let mut entries = table.entries();
+        // With at most half of the 2^24 indices taken the search below soon ends.
+        if entries.len() >= table.limit.min(1 << 23) {
+            return Err(FabricError::Invalid(format!("{} regions are registered, the limit", entries.len())));
+        }
+        let stag = loop {
+            let random = getrandom::u32()
+                .map_err(|error| FabricError::io("getrandom", std::io::Error::other(error.to_string())))?;
+            let stag = Stag(random);
+            if index(stag) != 0 && !entries.contains_key(&index(stag)) {
+                break stag;
+            }
+        };
+        let length = bytes.len();
+        let valid = AtomicBool::new(true);
+        let entry = Arc::new(Entry { stag, domain, access, length, valid, memory: RwLock::new(bytes) });
+        entries.insert(index(stag), entry.clone());
+        drop(entries);
+        Ok(Self { table: table.clone(), entry })
+    }
+
+    pub(super) fn domain(&self) -> u64 {
+        self.entry.domain
+    }
+
+    pub(super) fn access(&self) -> Access {
+        self.entry.access
+    }
+
+    pub(super) fn is_of(&self, table: &Arc<Table>) -> bool {
+        Arc::ptr_eq(&self.table, table)
+    }
+
+    fn take(&self) -> Vec<u8> {
+        self.table.entries().remove(&index(self.entry.stag));
+        std::mem::take(&mut *self.entry.invalidate())
+    }
+}
+
+impl RegionOps for SoftRegion {
+    fn stag(&self) -> Stag {
+        self.entry.stag
+    }
+
+    fn base(&self) -> u64 {
+        0
+    }
+
+    fn len(&self) -> usize {
+        self.entry.length
+    }
+
+    fn deregister(self: Box<Self>) -> Result<Vec<u8>, FabricError> {
+        Ok(self.take())
+    }
+
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+}
+
+impl Drop for SoftRegion {
+    fn drop(&mut self) {
+        // After `deregister` the index may be another region's, but only if that one's entry replaced ours.
+        let entries = self.table.entries();
+        if entries.get(&index(self.entry.stag)).is_some_and(|entry| Arc::ptr_eq(entry, &self.entry)) {
+            drop(entries);
+            self.take();
+        }
+    }
+}
+
+/// The memory that one connection may touch: its protection domain's.
+pub(super) struct DomainMemory {
+    table: Arc<Table>,
+    domain: u64,
+    /// The regions that were last written and read. Messages are many segments, and a look at the table for each
+    /// would be the dearest part of it.
+    sink: Option<Arc<Entry>>,
+    source: Option<Arc<Entry>>,
+}
+
+impl DomainMemory {
+    pub(super) fn new(table: Arc<Table>, domain: u64) -> Self {
+        Self { table, domain, sink: None, source: None }
+    }
+}
+
+/// The region with this STag: the one at hand, else the table's.
+fn entry<'a>(
+    slot: &'a mut Option<Arc<Entry>>,
+    table: &Table,
+    domain: u64,
+    stag: Stag,
+) -> Result<&'a Entry, Denied> {
+    if slot.as_ref().is_none_or(|entry| entry.stag != stag || !entry.is_valid()) {
+        *slot = table.find(stag);
+    }
+    let entry = slot.as_deref().ok_or(Denied::InvalidStag)?;
+    if entry.domain == domain { Ok(entry) } else { Err(Denied::NotAssociated) }
+}
+
+impl Memory for DomainMemory {
+    fn place(&mut self, reach: Reach, stag: Stag, to: u64, payload: &[u8]) -> Result<(), Denied> {
+        let entry = entry(&mut self.sink, &self.table, self.domain, stag)?;
+        let mut memory = entry.write()?;
+        let allowed = match reach {
+            Reach::Local => entry.access.local_write,
+            Reach::Remote => entry.access.remote_write,
+        };
+        if !allowed {
+            return Err(Denied::Access);
+        }
+        let range = locate(0, memory.len(), to, payload.len())?;
+        memory[range].copy_from_slice(payload);
+        Ok(())
+    }
+
+    fn check_source(&mut self, stag: Stag, to: u64, length: u32) -> Result<(), Denied> {
+        let entry = entry(&mut self.source, &self.table, self.domain, stag)?;
+        if !entry.is_valid() {
+            return Err(Denied::InvalidStag);
+        }
+        if !entry.access.remote_read {
+            return Err(Denied::Access);
+        }
+        locate(0, entry.length, to, length as usize).map(drop)
+    }
+
+    fn fetch(
+        &mut self,
+        reach: Reach,
+        stag: Stag,
+        to: u64,
+        length: usize,
+        out: &mut Vec<u8>,
+    ) -> Result<(), Denied> {
+        let entry = entry(&mut self.source, &self.table, self.domain, stag)?;
+        let memory = entry.read()?;
+        if reach == Reach::Remote && !entry.access.remote_read {
+            return Err(Denied::Access);
+        }
+        let range = locate(0, memory.len(), to, length)?;
+        out.extend_from_slice(&memory[range]);
+        Ok(())
+    }
+
+    fn invalidate(&mut self, stag: Stag) -> Result<(), Denied> {
+        let entry = self.table.find(stag).ok_or(Denied::InvalidStag)?;
+        if entry.domain != self.domain {
+            return Err(Denied::NotAssociated);
+        }
+        // A region that the peer was never given is none of its business.
+        if !entry.access.remote_read && !entry.access.remote_write {
+            return Err(Denied::Access);
+        }
+        drop(entry.invalidate());
+        Ok(())
+    }
+}

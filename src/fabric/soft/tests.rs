@@ -1,0 +1,298 @@
+//! Two ends in one process, over loopback.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::time::timeout;
+
+use super::{Revision, SegmentSize, SoftFabric, SoftOptions};
+use crate::fabric::{Access, ConnectOptions, Connection, Fabric, FabricError, Pd, Region, RemoteAddress};
+use crate::iwarp::Stag;
+
+/// Long enough for a loaded machine; only a hang reaches it.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+fn loopback() -> SocketAddr {
+    (Ipv4Addr::LOCALHOST, 0).into()
+}
+
+async fn soon<T>(future: impl Future<Output = T>) -> T {
+    timeout(PATIENCE, future).await.expect("it ends in bounded time")
+}
+
+/// One end of a connection.
+struct End {
+    pd: Pd,
+    connection: Arc<dyn Connection>,
+}
+
+impl End {
+    fn region(&self, memory: Vec<u8>, access: Access) -> Region {
+        self.pd.register(memory, access).unwrap()
+    }
+}
+
+async fn pair(options: SoftOptions, initiator: ConnectOptions, responder: ConnectOptions) -> (End, End) {
+    let fabric = SoftFabric::new(options);
+    let listener = fabric.listen(loopback()).await.unwrap();
+    let (ours, theirs) = (fabric.allocate_pd().unwrap(), fabric.allocate_pd().unwrap());
+    let (connected, accepted) = soon(async {
+        tokio::join!(fabric.connect(&ours, listener.local_addr(), initiator), async {
+            listener.accept().await?.accept(&theirs, responder).await
+        })
+    })
+    .await;
+    (End { pd: ours, connection: connected.unwrap() }, End { pd: theirs, connection: accepted.unwrap() })
+}
+
+async fn default_pair() -> (End, End) {
+    pair(SoftOptions::default(), ConnectOptions::default(), ConnectOptions::default()).await
+}
+
+fn pattern(length: usize) -> Vec<u8> {
+    (0..length).map(|i| (i * 31 + i / 251) as u8).collect()
+}
+
+fn at(region: &Region, to: u64) -> RemoteAddress {
+    RemoteAddress { stag: region.stag(), to: region.base() + to }
+}
+
+#[tokio::test]
+async fn rdmap_write_then_send_visibility() {
+    for (revision, crc, segment_size) in [
+        (Revision::V1, true, SegmentSize::Emss),
+        (Revision::V2, false, SegmentSize::Emss),
+        (Revision::V2, true, SegmentSize::Large),
+    ] {
+        let fabric = SoftOptions { revision, segment_size, ..SoftOptions::default() };
+        let options = ConnectOptions { crc, ..ConnectOptions::default() };
+        let (a, b) = pair(fabric, options.clone(), options).await;
+        let body = pattern(3_000_001);
+        let source = a.region(body.clone(), Access::LOCAL_READ);
+        let sink = b.region(vec![0; body.len() + 10], Access::REMOTE_WRITE);
+        let written = a.connection.write(&source, 0, body.len(), at(&sink, 7));
+        let sent = a.connection.send(Bytes::from_static(b"done"));
+        assert_eq!(soon(b.connection.receive()).await.unwrap().message, "done");
+        let memory = sink.deregister().unwrap();
+        assert!(memory[7..].starts_with(&body), "revision {revision:?}, CRC {crc}");
+        assert_eq!((&memory[..7], &memory[body.len() + 7..]), (&[0; 7][..], &[0; 3][..]));
+        soon(written).await.unwrap();
+        soon(sent).await.unwrap();
+        assert_eq!(source.deregister().unwrap(), body);
+    }
+}
+
+#[tokio::test]
+async fn reads_both_ways_at_once() {
+    let (a, b) = default_pair().await;
+    let length = 5_000_000;
+    let (body_a, body_b) = (pattern(length), pattern(length + 1));
+    let source_a = a.region(body_a.clone(), Access::REMOTE_READ);
+    let source_b = b.region(body_b.clone(), Access::REMOTE_READ);
+    let sink_a = a.region(vec![0; length + 1], Access::LOCAL_WRITE);
+    let sink_b = b.region(vec![0; length], Access::LOCAL_WRITE);
+    let reads_a: Vec<_> = (0..40)
+        .map(|_| a.connection.read(&sink_a, 0, length / 10, at(&source_b, 0)))
+        .chain([a.connection.read(&sink_a, 0, length + 1, at(&source_b, 0))])
+        .collect();
+    let read_b = b.connection.read(&sink_b, 0, length, at(&source_a, 0));
+    for read in reads_a {
+        soon(read).await.unwrap();
+    }
+    soon(read_b).await.unwrap();
+    assert_eq!(sink_a.deregister().unwrap(), body_b);
+    assert_eq!(sink_b.deregister().unwrap(), body_a);
+}
+
+#[tokio::test]
+async fn private_data_both_ways_and_reject() {
+    let fabric = SoftFabric::default();
+    let listener = fabric.listen(loopback()).await.unwrap();
+    let pd = fabric.allocate_pd().unwrap();
+    let options = |data: &'static [u8]| ConnectOptions {
+        private_data: Bytes::from_static(data),
+        ..ConnectOptions::default()
+    };
+    let connect = fabric.connect(&pd, listener.local_addr(), options(b"token"));
+    let accept = async {
+        let request = listener.accept().await.unwrap();
+        assert_eq!(request.private_data(), b"token");
+        request.accept(&pd, options(b"welcome")).await
+    };
+    let (connected, accepted) = soon(async { tokio::join!(connect, accept) }).await;
+    let (connected, accepted) = (connected.unwrap(), accepted.unwrap());
+    assert_eq!(connected.private_data(), b"welcome");
+    assert_eq!(accepted.private_data(), b"token");
+    assert_eq!(accepted.peer_addr(), connected.local_addr());
+
+    let connect = fabric.connect(&pd, listener.local_addr(), options(b"again"));
+    let reject = async { listener.accept().await.unwrap().reject(b"no").await.unwrap() };
+    let (connected, ()) = soon(async { tokio::join!(connect, reject) }).await;
+    match connected.map(drop).unwrap_err() {
+        FabricError::Rejected { private_data } => assert_eq!(private_data, "no"),
+        other => panic!("{other}"),
+    }
+    let connect = fabric.connect(&pd, listener.local_addr(), options(b"again"));
+    let (connected, ()) =
+        soon(async { tokio::join!(connect, async { drop(listener.accept().await.unwrap()) }) }).await;
+    assert!(matches!(connected.map(drop), Err(FabricError::Rejected { .. })));
+}
+
+#[tokio::test]
+async fn mpa_responder_holds_fpdus_until_first_fpdu_received() {
+    let (a, b) = default_pair().await;
+    let early = b.connection.send(Bytes::from_static(b"held"));
+    a.connection.send(Bytes::from_static(b"first")).await.unwrap();
+    assert_eq!(soon(b.connection.receive()).await.unwrap().message, "first");
+    soon(early).await.unwrap();
+    assert_eq!(soon(a.connection.receive()).await.unwrap().message, "held");
+}
+
+#[tokio::test]
+async fn mpa_rtr_lets_the_responder_send_first() {
+    let options = SoftOptions { peer_to_peer: true, ..SoftOptions::default() };
+    let (a, b) = pair(options, ConnectOptions::default(), ConnectOptions::default()).await;
+    soon(b.connection.send(Bytes::from_static(b"hello"))).await.unwrap();
+    assert_eq!(soon(a.connection.receive()).await.unwrap().message, "hello");
+}
+
+#[tokio::test]
+async fn rdmap_send_inv_invalidates_before_completion() {
+    let (a, b) = default_pair().await;
+    let sink = b.region(vec![0; 10], Access::REMOTE_WRITE);
+    let source = a.region(vec![1; 10], Access::LOCAL_READ);
+    a.connection.send_invalidate(Bytes::from_static(b"bye"), sink.stag()).await.unwrap();
+    let received = soon(b.connection.receive()).await.unwrap();
+    assert_eq!((received.message.as_ref(), received.invalidated), (&b"bye"[..], Some(sink.stag())));
+    drop(a.connection.write(&source, 0, 10, at(&sink, 0)));
+    let error = soon(a.connection.closed()).await;
+    assert!(matches!(&error, FabricError::TerminatedByPeer(e) if e.starts_with("1/1/00")), "{error}");
+    assert_eq!(sink.deregister().unwrap(), [0; 10]);
+}
+
+#[tokio::test]
+async fn a_region_that_is_gone_gets_nothing_more() {
+    let (a, b) = default_pair().await;
+    let length = 64 << 20;
+    let source = a.region(vec![1; length], Access::LOCAL_READ);
+    let sink = b.region(vec![0; length], Access::REMOTE_WRITE);
+    let written = a.connection.write(&source, 0, length, at(&sink, 0));
+    soon(a.connection.send(Bytes::new())).await.ok();
+    let memory = sink.deregister().unwrap();
+    let copy = memory.clone();
+    let error = soon(b.connection.closed()).await;
+    // Either all of it was placed before, or the peer was told that the region is gone.
+    assert!(memory == copy && (memory[length - 1] == 1 || matches!(error, FabricError::Protocol(_))));
+    drop((written, source));
+}
+
+#[tokio::test]
+async fn a_source_that_is_gone_fails_its_write_alone() {
+    let (a, b) = default_pair().await;
+    let sink = b.region(vec![0; 10], Access::REMOTE_WRITE);
+    let source = a.region(vec![1; 10], Access::LOCAL_READ);
+    // The responder may not send yet, so what it posts waits.
+    let other = b.region(vec![1; 10], Access::LOCAL_READ);
+    let held = b.connection.write(&other, 0, 10, at(&source, 0));
+    drop(other.deregister());
+    a.connection.write(&source, 0, 10, at(&sink, 0)).await.unwrap();
+    assert!(matches!(soon(held).await, Err(FabricError::Invalid(_))));
+    a.connection.send(Bytes::from_static(b"still there")).await.unwrap();
+    assert_eq!(soon(b.connection.receive()).await.unwrap().message, "still there");
+}
+
+#[tokio::test]
+async fn close_graceful_drains_before_fin() {
+    let (a, b) = default_pair().await;
+    let body = pattern(4_000_000);
+    let source = a.region(body.clone(), Access::LOCAL_READ);
+    let sink = b.region(vec![0; body.len()], Access::REMOTE_WRITE);
+    let written = a.connection.write(&source, 0, body.len(), at(&sink, 0));
+    let sent = a.connection.send(Bytes::from_static(b"last"));
+    soon(a.connection.disconnect()).await.unwrap();
+    written.await.unwrap();
+    sent.await.unwrap();
+    assert_eq!(soon(b.connection.receive()).await.unwrap().message, "last");
+    assert!(matches!(soon(b.connection.receive()).await, Err(FabricError::Closed)));
+    assert!(matches!(soon(b.connection.closed()).await, FabricError::Closed));
+    assert!(matches!(a.connection.send(Bytes::new()).await, Err(FabricError::Closed)));
+    assert_eq!(sink.deregister().unwrap(), body);
+}
+
+#[tokio::test]
+async fn dropping_the_last_handle_closes() {
+    let (a, b) = default_pair().await;
+    let receive = b.connection.receive();
+    drop(a.connection);
+    assert!(matches!(soon(receive).await, Err(FabricError::Closed)));
+}
+
+#[tokio::test]
+async fn a_receive_that_is_dropped_loses_no_message() {
+    let (a, b) = default_pair().await;
+    let (first, second) = (b.connection.receive(), b.connection.receive());
+    a.connection.send(Bytes::from_static(b"1")).await.unwrap();
+    a.connection.send(Bytes::from_static(b"2")).await.unwrap();
+    assert_eq!(soon(second).await.unwrap().message, "2");
+    drop(first);
+    assert_eq!(soon(b.connection.receive()).await.unwrap().message, "1");
+}
+
+#[tokio::test]
+async fn the_send_queue_is_bounded() {
+    let options = SoftOptions { send_queue_depth: 3, ..SoftOptions::default() };
+    let (a, b) = pair(options, ConnectOptions::default(), ConnectOptions::default()).await;
+    // The responder's work waits for the initiator's first message.
+    let posted: Vec<_> = (0..3).map(|_| b.connection.send(Bytes::new())).collect();
+    let error = b.connection.send(Bytes::new()).await.unwrap_err();
+    assert!(matches!(error, FabricError::Invalid(_)), "{error}");
+    a.connection.send(Bytes::new()).await.unwrap();
+    for sent in posted {
+        soon(sent).await.unwrap();
+    }
+    soon(b.connection.send(Bytes::new())).await.unwrap();
+}
+
+#[tokio::test]
+async fn what_cannot_work_is_found_before_it_is_sent() {
+    let (a, b) = default_pair().await;
+    let region = a.region(vec![0; 10], Access::LOCAL_READ);
+    let to = RemoteAddress { stag: Stag(1), to: 0 };
+    for (offset, length) in [(0, 11), (10, 1), (usize::MAX, 1)] {
+        let error = a.connection.write(&region, offset, length, to).await.unwrap_err();
+        assert!(matches!(error, FabricError::Invalid(_)), "{error}");
+    }
+    assert!(matches!(a.connection.read(&region, 0, 1, to).await, Err(FabricError::Invalid(_))), "no right");
+    let foreign = b.region(vec![0; 10], Access::LOCAL_READ);
+    assert!(matches!(a.connection.write(&foreign, 0, 1, to).await, Err(FabricError::Invalid(_))));
+    let elsewhere = SoftFabric::default().allocate_pd().unwrap();
+    let elsewhere = elsewhere.register(vec![0; 10], Access::LOCAL_READ).unwrap();
+    assert!(matches!(a.connection.write(&elsewhere, 0, 1, to).await, Err(FabricError::Invalid(_))));
+}
+
+#[tokio::test]
+async fn a_connection_sees_the_regions_of_its_own_domain_only() {
+    let (a, b) = default_pair().await;
+    let source = a.region(vec![1; 10], Access::LOCAL_READ);
+    let sink = a.region(vec![0; 10], Access::REMOTE_WRITE);
+    drop(a.connection.write(&source, 0, 10, at(&sink, 0)));
+    let error = soon(b.connection.closed()).await;
+    assert!(matches!(&error, FabricError::Protocol(e) if e.starts_with("1/1/02")), "{error}");
+    assert_eq!(sink.deregister().unwrap(), [0; 10]);
+}
+
+#[tokio::test]
+async fn stags_are_not_repeated_and_never_have_index_zero() {
+    let fabric = SoftFabric::new(SoftOptions { max_regions: 100, ..SoftOptions::default() });
+    let pd = fabric.allocate_pd().unwrap();
+    let regions: Vec<Region> =
+        (0..100).map(|_| pd.register(vec![0; 4], Access::LOCAL_READ).unwrap()).collect();
+    let stags: std::collections::HashSet<u32> = regions.iter().map(|r| r.stag().0 >> 8).collect();
+    assert_eq!(stags.len(), 100);
+    assert!(!stags.contains(&0));
+    assert!(matches!(pd.register(Vec::new(), Access::LOCAL_READ), Err(FabricError::Invalid(_))));
+    drop(regions);
+    pd.register(Vec::new(), Access::LOCAL_READ).unwrap();
+}
