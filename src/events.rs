@@ -116,6 +116,12 @@ pub enum Event {
     },
 }
 
+/// A head's fields as the events hold them: names in lower case with their values, in order.
+pub fn head(headers: &http::HeaderMap) -> Vec<(String, String)> {
+    let text = |value: &http::HeaderValue| String::from_utf8_lossy(value.as_bytes()).into_owned();
+    headers.iter().map(|(name, value)| (name.as_str().to_owned(), text(value))).collect()
+}
+
 /// Takes events. Cheap to clone; the default one takes them nowhere.
 #[derive(Clone, Default)]
 pub struct Recorder(Option<Arc<Sink>>);

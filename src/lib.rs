@@ -4,6 +4,7 @@
 //! then goes by RDMA straight into the memory that the header advertises, and anything that cannot be carried so goes
 //! over TCP as ever. The protocol is written down in `docs/protocol.md`, the map of the code in `ARCHITECTURE.md`.
 
+pub mod channel;
 pub mod cli;
 pub mod client;
 pub mod events;

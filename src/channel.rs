@@ -1,0 +1,116 @@
+//! An RDMA connection between a server and a client: the fabric's, with our messages on it, telling of all that it does.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use crate::events::{Event, Recorder};
+use crate::fabric::{BoxFuture, Connection, FabricError, RemoteAddress};
+use crate::memory::Source;
+use crate::message::{Message, MessageError};
+
+/// An established connection. Dropping it closes it.
+pub struct Channel {
+    // Declared before the guard, so that it is closed before that is told.
+    connection: Arc<dyn Connection>,
+    guard: Closed,
+}
+
+struct Closed {
+    local: SocketAddr,
+    peer: SocketAddr,
+    recorder: Recorder,
+}
+
+/// Why a message did not come.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum ReceiveError {
+    /// The connection is gone.
+    #[error(transparent)]
+    Fabric(#[from] FabricError),
+    /// The peer said something else.
+    #[error(transparent)]
+    Message(#[from] MessageError),
+}
+
+impl Channel {
+    /// Takes over a connection that was just established.
+    pub fn established(connection: Arc<dyn Connection>, initiator: bool, recorder: &Recorder) -> Self {
+        let (local, peer) = (connection.local_addr(), connection.peer_addr());
+        recorder.record(Event::RdmaConnected { local, peer, initiator });
+        Self { connection, guard: Closed { local, peer, recorder: recorder.clone() } }
+    }
+
+    /// The peer's address.
+    pub fn peer_addr(&self) -> SocketAddr {
+        self.guard.peer
+    }
+
+    /// RDMA Write of the whole of `source`. Posts at once; the future completes it, and tells.
+    pub fn write(
+        &self,
+        source: &dyn Source,
+        to: RemoteAddress,
+    ) -> BoxFuture<'static, Result<(), FabricError>> {
+        let length = source.length();
+        let completion = self.connection.write(source.region(), source.offset(), length, to);
+        let recorder = self.guard.recorder.clone();
+        Box::pin(async move {
+            completion.await?;
+            let (stag, to) = (Some(to.stag.0), Some(to.to));
+            recorder.record(Event::Operation { op: "write".into(), length: length as u64, stag, to });
+            Ok(())
+        })
+    }
+
+    /// Sends a message.
+    pub async fn send(&self, message: Message) -> Result<(), FabricError> {
+        let bytes = message.encode();
+        let length = bytes.len();
+        self.connection.send(bytes).await?;
+        self.tell("send", length);
+        Ok(())
+    }
+
+    /// The next message.
+    pub async fn receive(&self) -> Result<Message, ReceiveError> {
+        let received = self.connection.receive().await?;
+        self.tell("receive", received.message.len());
+        Ok(Message::decode(&received.message)?)
+    }
+
+    fn tell(&self, op: &str, length: usize) {
+        self.guard.recorder.record(Event::Operation {
+            op: op.into(),
+            length: length as u64,
+            stag: None,
+            to: None,
+        });
+    }
+
+    /// Resolves when the connection is gone.
+    pub fn closed(&self) -> BoxFuture<'static, FabricError> {
+        self.connection.closed()
+    }
+
+    /// Whether it is gone already.
+    pub async fn is_closed(&self) -> bool {
+        tokio::select! {
+            biased;
+            _ = self.closed() => true,
+            () = std::future::ready(()) => false,
+        }
+    }
+
+    /// Closes in good order; bounded in time by the fabric.
+    pub async fn close(self) {
+        if let Err(error) = self.connection.disconnect().await {
+            tracing::debug!(peer = %self.guard.peer, %error, "the RDMA connection was gone already");
+        }
+    }
+}
+
+impl Drop for Closed {
+    fn drop(&mut self) {
+        self.recorder.record(Event::RdmaClosed { local: self.local, peer: self.peer });
+    }
+}

@@ -1,0 +1,145 @@
+//! The accept loop: HTTP/1.1 connections for any tower service, each with its [`HttpConnection`], until told to stop.
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::{Request, Response};
+use http_body::Body;
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::server::graceful::GracefulShutdown;
+use nix::sys::socket::{setsockopt, sockopt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+use tower::{Service, ServiceExt};
+
+use super::HttpConnection;
+use super::layer::BoxError;
+
+/// Limits of [`serve`].
+#[derive(Clone, Debug)]
+pub struct ServeOptions {
+    /// HTTP connections at once; more wait to be accepted.
+    pub max_connections: usize,
+    /// For a request's head to come, counted from the one before.
+    pub idle_timeout: Duration,
+    /// For a peer to acknowledge, or make room for, what was sent to it (TCP_USER_TIMEOUT).
+    pub stall_timeout: Duration,
+    /// For exchanges under way, once told to stop.
+    pub grace: Duration,
+}
+
+impl Default for ServeOptions {
+    fn default() -> Self {
+        Self {
+            max_connections: 1024,
+            idle_timeout: Duration::from_secs(60),
+            stall_timeout: Duration::from_secs(30),
+            grace: Duration::from_secs(10),
+        }
+    }
+}
+
+/// Serves until `stop` resolves; then lets exchanges under way finish, within bounds, and closes everything.
+pub async fn serve<S, B>(listener: TcpListener, service: S, options: ServeOptions, stop: impl Future)
+where
+    S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible> + Clone + Send + 'static,
+    S::Future: Send,
+    B: Body + Send + 'static,
+    B::Data: Send,
+    B::Error: Into<BoxError>,
+{
+    let mut stop = std::pin::pin!(stop);
+    let graceful = GracefulShutdown::new();
+    let permits = Arc::new(Semaphore::new(options.max_connections));
+    let mut connections = JoinSet::new();
+    loop {
+        let accepted = tokio::select! {
+            _ = &mut stop => break,
+            Some(_) = connections.join_next() => continue,
+            accepted = accept(&listener, &permits) => accepted,
+        };
+        let Some((stream, peer, permit)) = accepted else { continue };
+        prepare(&stream, options.stall_timeout);
+        let http = HttpConnection::new(peer);
+        let served = hyper::server::conn::http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(options.idle_timeout)
+            .serve_connection(TokioIo::new(stream), with_connection(service.clone(), http.clone()));
+        let served = graceful.watch(served);
+        connections.spawn(async move {
+            if let Err(error) = served.await {
+                tracing::debug!(%peer, %error, "HTTP connection ended");
+            }
+            http.close().await;
+            drop(permit);
+        });
+    }
+    drop(listener);
+    tracing::info!(connections = connections.len(), "stopping");
+    let ended = async {
+        graceful.shutdown().await;
+        while connections.join_next().await.is_some() {}
+    };
+    if tokio::time::timeout(options.grace, ended).await.is_err() {
+        tracing::warn!("exchanges still under way after {:?} are cut off", options.grace);
+    }
+    connections.shutdown().await;
+}
+
+type Accepted = (TcpStream, SocketAddr, tokio::sync::OwnedSemaphorePermit);
+
+/// The next connection, once there is room for one. `None` after an error that concerned one connection only, or passed.
+async fn accept(listener: &TcpListener, permits: &Arc<Semaphore>) -> Option<Accepted> {
+    let permit = permits.clone().acquire_owned().await.ok()?;
+    match listener.accept().await {
+        Ok((stream, peer)) => Some((stream, peer, permit)),
+        Err(error) => {
+            // Out of descriptors, mostly: it passes when connections end, and asking again at once would only spin.
+            tracing::warn!(%error, "a connection could not be accepted");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            None
+        }
+    }
+}
+
+/// Sets what bounds the waiting for a peer that is gone or takes nothing.
+pub(crate) fn prepare(stream: &TcpStream, stall: Duration) {
+    let millis = u32::try_from(stall.as_millis()).unwrap_or(u32::MAX);
+    let result = stream
+        .set_nodelay(true)
+        .and_then(|()| Ok(setsockopt(stream, sockopt::TcpUserTimeout, &millis)?))
+        .and_then(|()| {
+            let keepalive = socket2::TcpKeepalive::new()
+                .with_time(Duration::from_secs(15))
+                .with_interval(Duration::from_secs(5));
+            socket2::SockRef::from(stream).set_tcp_keepalive(&keepalive)
+        });
+    if let Err(error) = result {
+        tracing::debug!(%error, "a socket option could not be set");
+    }
+}
+
+fn with_connection<S, B>(
+    service: S,
+    http: HttpConnection,
+) -> impl hyper::service::Service<
+    Request<Incoming>,
+    Response = Response<B>,
+    Error = Infallible,
+    Future = impl Future<Output = Result<Response<B>, Infallible>> + Send,
+>
+where
+    S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible> + Clone + Send,
+    S::Future: Send,
+    B: Body,
+{
+    service_fn(move |mut request: Request<Incoming>| {
+        request.extensions_mut().insert(http.clone());
+        service.clone().oneshot(request)
+    })
+}
