@@ -131,6 +131,12 @@ struct Sink {
     out: Mutex<Box<dyn Write + Send>>,
 }
 
+impl std::fmt::Debug for Recorder {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(if self.is_on() { "Recorder(on)" } else { "Recorder(off)" })
+    }
+}
+
 impl Recorder {
     /// Writes events to `path` (created, truncated), or to standard output for `-`.
     pub fn to_path(path: &Path) -> io::Result<Self> {

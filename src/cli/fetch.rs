@@ -1,10 +1,366 @@
 //! `rdma-fetch`: see `--help`.
 
 use std::ffi::OsString;
+use std::io::{self, IsTerminal};
+use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use clap::Parser;
+use http::{HeaderMap, HeaderName, HeaderValue};
+use serde::Serialize;
+use url::Url;
+
+use super::common::{Common, OnOff, Signals, USAGE, block_on, bytes, parse, seconds};
+use super::output::Output;
+use super::progress::Progress;
+use super::verbose::Verbose;
+use crate::client::{Advertise, Client, ClientError, Options, Response, Via};
+use crate::events::{Event, Recorder};
+
+/// Fetches a URL over HTTP, the body by RDMA where the server can
+#[derive(Parser, Debug)]
+#[command(
+    name = "rdma-fetch",
+    version,
+    after_help = "\
+Examples:
+  rdma-fetch http://10.0.0.1:8080/data.bin
+  rdma-fetch http://10.0.0.1:8080/data.bin -o - | sha256sum
+  rdma-fetch -v --json --require-rdma http://10.0.0.1:8080/data.bin -o /dev/null
+
+A file appears only once it is whole. Any HTTP server will do: one that knows no RDMA sends the body over TCP.
+
+Exit codes (curl's, where it has one):
+   0  the body is there
+   2  wrong usage
+   6  the host's name has no address
+   7  no connection to the server
+   8  the server broke the protocol
+  18  the transfer broke off
+  22  an HTTP error, with --fail
+  23  the output could not be written
+  28  a time limit passed
+  60  the body came over TCP, with --require-rdma
+ 130, 143  ended by SIGINT, SIGTERM"
+)]
+struct Args {
+    /// What to fetch: http://HOST[:PORT]/PATH
+    #[arg(value_name = "URL", env = "RDMA_FETCH_URL")]
+    url: String,
+
+    /// Write to FILE, or to standard output for -; by default a file named as the URL's last part
+    #[arg(short, long, value_name = "FILE", env = "RDMA_FETCH_OUTPUT")]
+    output: Option<PathBuf>,
+
+    /// How the body may come: auto (by RDMA if the server can), server-writes (the same, in this mode), plain (TCP only)
+    #[arg(long, value_enum, default_value_t = ModeName::Auto, env = "RDMA_FETCH_MODE")]
+    mode: ModeName,
+
+    /// Fail if the body comes over TCP
+    #[arg(long, env = "RDMA_FETCH_REQUIRE_RDMA")]
+    require_rdma: bool,
+
+    /// Fail on an HTTP error (status 400 and above), and write nothing
+    #[arg(short, long, env = "RDMA_FETCH_FAIL")]
+    fail: bool,
+
+    /// The largest body that may come by RDMA; longer ones come over TCP
+    #[arg(long, value_name = "BYTES", default_value = "1GiB", value_parser = bytes, env = "RDMA_FETCH_MAXLEN")]
+    maxlen: u64,
+
+    /// Send this field too; may be repeated
+    #[arg(short = 'H', long, value_name = "NAME: VALUE", value_parser = field, env = "RDMA_FETCH_HEADER")]
+    header: Vec<(HeaderName, HeaderValue)>,
+
+    /// Print heads and remarks to standard error
+    #[arg(short, long, env = "RDMA_FETCH_VERBOSE")]
+    verbose: bool,
+
+    /// Show no progress
+    #[arg(short, long, env = "RDMA_FETCH_QUIET")]
+    quiet: bool,
+
+    /// Print a summary as JSON to standard output (to standard error with -o -)
+    #[arg(long, env = "RDMA_FETCH_JSON")]
+    json: bool,
+
+    /// How long connecting may take
+    #[arg(
+        long,
+        value_name = "SECONDS",
+        default_value = "10",
+        value_parser = seconds,
+        env = "RDMA_FETCH_CONNECT_TIMEOUT"
+    )]
+    connect_timeout: Duration,
+
+    /// How long each wait may take: for the response (which a server sends after an RDMA transfer), for the end of the
+    /// transfer, for the next part of a body
+    #[arg(long, value_name = "SECONDS", default_value = "120", value_parser = seconds, env = "RDMA_FETCH_TIMEOUT")]
+    timeout: Duration,
+
+    /// Accept RDMA connections here; by default on the HTTP connection's own address, any port
+    #[arg(long, value_name = "ADDR:PORT", env = "RDMA_FETCH_RDMA_LISTEN")]
+    rdma_listen: Option<SocketAddr>,
+
+    /// Tell the server this address instead of where RDMA connections are accepted
+    #[arg(long, value_name = "ADDR[:PORT]", env = "RDMA_FETCH_ADVERTISE")]
+    advertise: Option<Advertise>,
+
+    #[command(flatten)]
+    common: Common,
+}
+
+#[derive(clap::ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+enum ModeName {
+    Auto,
+    ServerWrites,
+    Plain,
+}
+
+/// What `--json` prints.
+#[derive(Serialize)]
+struct Summary<'a> {
+    url: &'a str,
+    status: u16,
+    /// `rdma` or `tcp`.
+    via: &'static str,
+    mode: Option<&'static str>,
+    /// Why not RDMA, if it was offered.
+    fallback: Option<String>,
+    bytes: u64,
+    sha256: Option<String>,
+    output: String,
+    /// Until the body was there.
+    seconds: f64,
+}
+
+/// A failure: its exit code and what the user reads.
+struct Failure(u8, String);
 
 /// Runs the program with `args` (the first is its own name) and returns its exit code.
 pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
-    let _ = args;
-    ExitCode::FAILURE
+    let args: Args = match parse(args) {
+        Ok(args) => args,
+        Err(code) => return code,
+    };
+    let result = prepare(&args).and_then(|(url, output, recorder)| {
+        let fetched = block_on(fetch_or_signal(&args, &url, output, &recorder))
+            .map_err(|error| Failure(1, format!("no runtime: {error}")))
+            .and_then(|result| result);
+        if let Err(Failure(_, error)) = &fetched {
+            recorder.record(Event::Failed { error: error.clone() });
+        }
+        fetched
+    });
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(Failure(code, error)) => {
+            eprintln!("rdma-fetch: {error}");
+            ExitCode::from(code)
+        }
+    }
+}
+
+/// Checks all that can be checked before anything is sent.
+fn prepare(args: &Args) -> Result<(Url, PathBuf, Recorder), Failure> {
+    let usage = |error: String| Failure(USAGE, error);
+    args.common.start_log().map_err(usage)?;
+    let url = target(&args.url).map_err(usage)?;
+    let output = args.output.clone().unwrap_or_else(|| default_name(&url));
+    let is_stdout = |path: &std::path::Path| path.as_os_str() == "-";
+    if is_stdout(&output) && args.common.events.as_deref().is_some_and(is_stdout) {
+        return Err(usage(
+            "standard output cannot take both the body (-o -) and the events (--events -)".into(),
+        ));
+    }
+    let recorder = args.common.recorder().map_err(|error| Failure(23, error))?;
+    Ok((url, output, recorder))
+}
+
+async fn fetch_or_signal(
+    args: &Args,
+    url: &Url,
+    output: PathBuf,
+    recorder: &Recorder,
+) -> Result<(), Failure> {
+    let mut signals = Signals::new().map_err(|error| Failure(1, format!("no signals: {error}")))?;
+    tokio::select! {
+        result = fetch(args, url, output, recorder) => result,
+        number = signals.next() => Err(Failure(128 + number, format!("ended by signal {number}"))),
+    }
+}
+
+async fn fetch(args: &Args, url: &Url, output: PathBuf, recorder: &Recorder) -> Result<(), Failure> {
+    let start = Instant::now();
+    let progress = Progress::new(!args.quiet && !args.verbose && io::stderr().is_terminal());
+    let client = args.client(recorder);
+    progress.waiting("connecting");
+    let host = url.host_str().unwrap_or_default();
+    let mut connection = client.connect(host, url.port_or_known_default().unwrap_or(80)).await?;
+    progress.waiting("waiting for the response, or receiving by RDMA,");
+    let response =
+        connection.get(&url[url::Position::BeforePath..url::Position::AfterQuery], args.headers()).await?;
+    let received = receive(args, response, &output, &progress).await;
+    drop(progress);
+    // Also after a failure: an orderly close tells the server at once.
+    connection.close().await;
+    let mut summary = received?;
+    summary.url = url.as_str();
+    summary.seconds = start.elapsed().as_secs_f64();
+    if args.json {
+        let text = serde_json::to_string(&summary).map_err(|error| Failure(1, error.to_string()))?;
+        if output.as_os_str() == "-" {
+            eprintln!("{text}");
+        } else {
+            println!("{text}");
+        }
+    }
+    Ok(())
+}
+
+/// Takes the body to where it belongs.
+async fn receive(
+    args: &Args,
+    response: Response,
+    target: &std::path::Path,
+    progress: &Progress,
+) -> Result<Summary<'static>, Failure> {
+    let Response { head, via, mut body } = response;
+    let status = head.status;
+    if args.fail && (status.is_client_error() || status.is_server_error()) {
+        return Err(Failure(22, format!("the server answered {status}")));
+    }
+    if let (true, Via::Tcp(reason)) = (args.require_rdma, &via) {
+        let why = reason.as_ref().map_or_else(|| "not offered".to_owned(), ToString::to_string);
+        return Err(Failure(60, format!("the body comes over TCP: {why}")));
+    }
+    let cannot = |error: io::Error| Failure(23, format!("cannot write {}: {error}", target.display()));
+    let mut output = Output::open(target, args.json).map_err(cannot)?;
+    let (name, mode, fallback) = match via {
+        Via::Rdma(mode) => ("rdma", Some(mode.token()), None),
+        Via::Tcp(reason) => ("tcp", None, reason.map(|reason| reason.to_string())),
+    };
+    progress.body(body.length(), name);
+    let mut received = 0;
+    while let Some(piece) = body.next().await? {
+        received += piece.len() as u64;
+        progress.advance(piece.len());
+        // A disk or a pipe may be slow; the connections and signals are served meanwhile.
+        let written = tokio::task::spawn_blocking(move || output.write(&piece).map(|()| output)).await;
+        output = written.map_err(io::Error::other).and_then(|result| result).map_err(cannot)?;
+    }
+    let sha256 = output.finish().map_err(cannot)?;
+    Ok(Summary {
+        url: "",
+        status: status.as_u16(),
+        via: name,
+        mode,
+        fallback,
+        bytes: received,
+        sha256,
+        output: target.display().to_string(),
+        seconds: 0.0,
+    })
+}
+
+impl Args {
+    fn client(&self, recorder: &Recorder) -> Client {
+        let options = Options {
+            maxlen: self.maxlen,
+            connect_timeout: self.connect_timeout,
+            timeout: self.timeout,
+            listen: self.rdma_listen,
+            advertise: self.advertise,
+            crc: self.common.crc == OnOff::On,
+        };
+        let fabric = (self.mode != ModeName::Plain).then(|| self.common.open_fabric());
+        let client = Client::new(fabric, options, recorder.clone());
+        if self.verbose { client.with_observer(Arc::new(Verbose)) } else { client }
+    }
+
+    fn headers(&self) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        let agent = concat!("rdma-fetch/", env!("CARGO_PKG_VERSION"));
+        headers.insert(http::header::USER_AGENT, HeaderValue::from_static(agent));
+        headers.insert(http::header::ACCEPT, HeaderValue::from_static("*/*"));
+        for (name, value) in &self.header {
+            headers.append(name, value.clone());
+        }
+        headers
+    }
+}
+
+impl From<ClientError> for Failure {
+    fn from(error: ClientError) -> Self {
+        let code = match &error {
+            ClientError::Resolve { .. } => 6,
+            ClientError::Connect { .. } => 7,
+            ClientError::TimedOut { .. } => 28,
+            ClientError::Request(_) => USAGE,
+            ClientError::Field(_) | ClientError::Protocol(_) => 8,
+            ClientError::Broken { source, .. } if source.is_parse() => 8,
+            _ => 18,
+        };
+        Self(code, error.to_string())
+    }
+}
+
+/// An `http` URL; a scheme may be left out, as with curl.
+fn target(text: &str) -> Result<Url, String> {
+    let full = if text.contains("://") { text.to_owned() } else { format!("http://{text}") };
+    let url =
+        Url::parse(&full).map_err(|error| format!("{text}: {error}; expected http://HOST[:PORT]/PATH"))?;
+    match url.scheme() {
+        "http" if url.username().is_empty() && url.password().is_none() => Ok(url),
+        "http" => Err(format!("{text}: user names are not supported")),
+        other => Err(format!("{text}: {other} is not supported; expected http")),
+    }
+}
+
+/// The last part of the path, as wget does it.
+fn default_name(url: &Url) -> PathBuf {
+    let last = url.path_segments().and_then(|mut parts| parts.next_back()).unwrap_or_default();
+    match last {
+        // Never anything that is not a plain name here.
+        "" | "." | ".." | "-" => PathBuf::from("index.html"),
+        name => PathBuf::from(name),
+    }
+}
+
+fn field(text: &str) -> Result<(HeaderName, HeaderValue), String> {
+    let (name, value) = text.split_once(':').ok_or("expected NAME: VALUE")?;
+    let name = name.trim().parse().map_err(|_| format!("{name:?} is no field name"))?;
+    let value = value.trim().parse().map_err(|_| format!("{value:?} is no field value"))?;
+    Ok((name, value))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        use clap::CommandFactory;
+        let command = Args::command();
+        command.clone().debug_assert();
+        let bare: Vec<_> = command.get_arguments().filter(|arg| arg.get_env().is_none()).collect();
+        assert!(bare.is_empty(), "{bare:?}");
+    }
+
+    #[test]
+    fn urls_are_checked_and_named() {
+        let name = |text: &str| default_name(&target(text).unwrap()).display().to_string();
+        assert_eq!(name("http://h/a/b.bin?x=/y"), "b.bin");
+        assert_eq!(name("h:8080/a/"), "index.html");
+        assert_eq!(name("h"), "index.html");
+        assert_eq!(name("http://h/a/%2e%2e"), "index.html");
+        assert_eq!(name("http://h/-"), "index.html");
+        for wrong in ["https://h/", "ftp://h/", "http://u@h/", "http://", "http://[::1/"] {
+            assert!(target(wrong).is_err(), "{wrong}");
+        }
+    }
 }

@@ -1,10 +1,260 @@
 //! `rdma-httpd`: see `--help`.
 
 use std::ffi::OsString;
+use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::Parser;
+use ipnet::IpNet;
+use tokio::net::TcpListener;
+use tower::Layer;
+use tower_http::services::ServeDir;
+
+use super::common::{Common, OnOff, Signals, USAGE, block_on, bytes, parse, seconds};
+use crate::events::{Event, Recorder};
+use crate::server::{RdmaConfig, RdmaLayer, ServeOptions, serve};
+
+/// Serves the files under a directory over HTTP, by RDMA to whoever offers memory for them
+#[derive(Parser, Debug)]
+#[command(
+    name = "rdma-httpd",
+    version,
+    after_help = "\
+Examples:
+  rdma-httpd --root /srv --listen 10.0.0.1:8080
+  rdma-httpd --root . --listen '[::1]:0' --events -
+  rdma-httpd --root /srv --listen 0.0.0.0:8080 --allow-rdma-to 10.1.0.0/16
+
+It prints where it listens. SIGTERM and SIGINT let requests under way finish; a second one ends it at once.
+
+Exit codes: 0 stopped by a signal, 1 it could not start, 2 wrong usage, 130 and 143 ended by a second signal.
+
+Anybody who can reach the port can read every file under the directory."
+)]
+struct Args {
+    /// The directory to serve
+    #[arg(long, value_name = "DIR", env = "RDMA_HTTPD_ROOT")]
+    root: PathBuf,
+
+    /// Where to accept HTTP; port 0 takes a free one
+    #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:8080", env = "RDMA_HTTPD_LISTEN")]
+    listen: SocketAddr,
+
+    #[command(flatten)]
+    common: Common,
+
+    /// Connect by RDMA also to these networks or addresses, not only to where a request came from
+    #[arg(
+        long,
+        value_name = "CIDR",
+        value_parser = network,
+        value_delimiter = ',',
+        env = "RDMA_HTTPD_ALLOW_RDMA_TO"
+    )]
+    allow_rdma_to: Vec<IpNet>,
+
+    /// Bytes of one RDMA Write
+    #[arg(long, value_name = "BYTES", default_value = "1MiB", value_parser = chunk, env = "RDMA_HTTPD_CHUNK_SIZE")]
+    chunk_size: usize,
+
+    /// Writes in flight for one transfer
+    #[arg(
+        long,
+        value_name = "N",
+        default_value = "8",
+        value_parser = clap::value_parser!(u16).range(1..=1024),
+        env = "RDMA_HTTPD_WINDOW"
+    )]
+    window: u16,
+
+    /// Bytes registered at once in all; a transfer that finds no room goes over TCP
+    #[arg(
+        long,
+        value_name = "BYTES",
+        default_value = "1GiB",
+        value_parser = bytes,
+        env = "RDMA_HTTPD_MAX_REGISTERED"
+    )]
+    max_registered: u64,
+
+    /// Bytes registered at once for one client address
+    #[arg(
+        long,
+        value_name = "BYTES",
+        default_value = "256MiB",
+        value_parser = bytes,
+        env = "RDMA_HTTPD_MAX_REGISTERED_PER_PEER"
+    )]
+    max_registered_per_peer: u64,
+
+    /// HTTP connections at once
+    #[arg(
+        long,
+        value_name = "N",
+        default_value = "1024",
+        value_parser = clap::value_parser!(u32).range(1..=1_000_000),
+        env = "RDMA_HTTPD_MAX_CONNECTIONS"
+    )]
+    max_connections: u32,
+
+    /// How long an RDMA connection may take; then the body goes over TCP
+    #[arg(
+        long,
+        value_name = "SECONDS",
+        default_value = "5",
+        value_parser = seconds,
+        env = "RDMA_HTTPD_CONNECT_TIMEOUT"
+    )]
+    connect_timeout: Duration,
+
+    /// How long a client may take nothing before its transfer is given up
+    #[arg(
+        long,
+        value_name = "SECONDS",
+        default_value = "30",
+        value_parser = seconds,
+        env = "RDMA_HTTPD_STALL_TIMEOUT"
+    )]
+    stall_timeout: Duration,
+
+    /// How long a connection may stay without a request
+    #[arg(
+        long,
+        value_name = "SECONDS",
+        default_value = "60",
+        value_parser = seconds,
+        env = "RDMA_HTTPD_IDLE_TIMEOUT"
+    )]
+    idle_timeout: Duration,
+
+    /// How long requests under way may take to finish after SIGTERM
+    #[arg(long, value_name = "SECONDS", default_value = "10", value_parser = seconds, env = "RDMA_HTTPD_GRACE")]
+    grace: Duration,
+}
 
 /// Runs the program with `args` (the first is its own name) and returns its exit code.
 pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
-    let _ = args;
-    ExitCode::FAILURE
+    let args: Args = match parse(args) {
+        Ok(args) => args,
+        Err(code) => return code,
+    };
+    let fail = |code: u8, error: &str| {
+        eprintln!("rdma-httpd: {error}");
+        ExitCode::from(code)
+    };
+    if let Err(error) = args.common.start_log() {
+        return fail(USAGE, &error);
+    }
+    let result = args.common.recorder().and_then(|recorder| {
+        block_on(run(&args, recorder))
+            .map_err(|error| format!("no runtime: {error}"))
+            .and_then(|result| result)
+    });
+    match result {
+        Ok(code) => code,
+        Err(error) => fail(1, &error),
+    }
+}
+
+async fn run(args: &Args, recorder: Recorder) -> Result<ExitCode, String> {
+    let root = &args.root;
+    let is_dir =
+        std::fs::metadata(root).map_err(|error| format!("--root {}: {error}", root.display()))?.is_dir();
+    if !is_dir {
+        return Err(format!("--root {}: not a directory", root.display()));
+    }
+    let mut signals = Signals::new().map_err(|error| format!("no signals: {error}"))?;
+    let listener =
+        TcpListener::bind(args.listen).await.map_err(|e| format!("--listen {}: {e}", args.listen))?;
+    let address = listener.local_addr().map_err(|error| format!("--listen {}: {error}", args.listen))?;
+
+    let layer = RdmaLayer::new(args.common.open_fabric(), args.rdma(), recorder.clone());
+    let files = layer.layer(ServeDir::new(root).with_buf_chunk_size(args.chunk_size.min(1 << 20)));
+
+    // With `--events -` standard output belongs to the events, which say the same.
+    if args.common.events.as_ref().is_none_or(|path| path.as_os_str() != "-") {
+        println!("listening on http://{address}/");
+    }
+    recorder.record(Event::Listening { address });
+
+    let (stop, stopped) = tokio::sync::oneshot::channel();
+    let served = serve(listener, files, args.http(), stopped);
+    let mut served = std::pin::pin!(served);
+    tokio::select! {
+        () = &mut served => return Ok(ExitCode::SUCCESS),
+        _ = signals.next() => {}
+    }
+    // The receiver is gone only if serving has ended already.
+    let _ = stop.send(());
+    tokio::select! {
+        () = served => Ok(ExitCode::SUCCESS),
+        number = signals.next() => Ok(ExitCode::from(128 + number)),
+    }
+}
+
+impl Args {
+    fn rdma(&self) -> RdmaConfig {
+        RdmaConfig {
+            chunk: self.chunk_size,
+            window: self.window.into(),
+            max_registered: self.max_registered,
+            max_registered_per_peer: self.max_registered_per_peer,
+            connect_timeout: self.connect_timeout,
+            stall_timeout: self.stall_timeout,
+            allow: self.allow_rdma_to.clone(),
+            crc: self.common.crc == OnOff::On,
+        }
+    }
+
+    fn http(&self) -> ServeOptions {
+        ServeOptions {
+            max_connections: usize::try_from(self.max_connections).unwrap_or(usize::MAX),
+            idle_timeout: self.idle_timeout,
+            stall_timeout: self.stall_timeout,
+            grace: self.grace,
+        }
+    }
+}
+
+/// `10.0.0.0/24`, or an address alone.
+fn network(text: &str) -> Result<IpNet, String> {
+    let address = || text.parse().map(|ip: std::net::IpAddr| IpNet::from(ip));
+    text.parse()
+        .or_else(|_| address())
+        .map_err(|_| "expected a network such as 10.0.0.0/24, or an address".into())
+}
+
+/// Bytes of a Write: what a buffer may reasonably have.
+fn chunk(text: &str) -> Result<usize, String> {
+    let chunk = bytes(text)?;
+    match usize::try_from(chunk) {
+        Ok(chunk) if (1..=1 << 30).contains(&chunk) => Ok(chunk),
+        _ => Err("expected 1 byte to 1 GiB".into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        use clap::CommandFactory;
+        Args::command().debug_assert();
+        assert_eq!(network("10.0.0.254"), Ok("10.0.0.254/32".parse().unwrap()));
+        assert_eq!(network("fd00::/8"), Ok("fd00::/8".parse().unwrap()));
+        assert!(network("10.0.0").is_err());
+        assert_eq!(chunk("64K"), Ok(65536));
+        assert!(chunk("0").is_err());
+    }
+
+    #[test]
+    fn every_flag_has_a_variable() {
+        use clap::CommandFactory;
+        let command = Args::command();
+        let bare: Vec<_> = command.get_arguments().filter(|arg| arg.get_env().is_none()).collect();
+        assert!(bare.is_empty(), "{bare:?}");
+    }
 }

@@ -2,3 +2,8 @@
 
 pub mod fetch;
 pub mod httpd;
+
+mod common;
+mod output;
+mod progress;
+mod verbose;

@@ -1,1 +1,111 @@
 //! The client library: a GET whose body arrives by RDMA where the server can, by TCP where it cannot.
+//!
+//! A [`Client`] holds settings and a fabric; an [`HttpConnection`] is one connection to one server, with the RDMA connection
+//! that belongs to it; a [`Response`] has a head and a [`Body`] that does not care how it came.
+
+mod connection;
+mod error;
+mod response;
+mod sink;
+
+use std::net::{AddrParseError, IpAddr, SocketAddr};
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::events::Recorder;
+use crate::fabric::Fabric;
+
+pub use connection::HttpConnection;
+pub use error::ClientError;
+pub use response::{Body, Response, Via};
+
+/// Settings of a client.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Bytes of the region that is offered. Memory is paged in as it is written to, so this costs address space.
+    pub maxlen: u64,
+    /// For the TCP connection.
+    pub connect_timeout: Duration,
+    /// For each wait: the response's head (which a server sends after an RDMA transfer), the end of the transfer, the next
+    /// piece of a body.
+    pub timeout: Duration,
+    /// Where to accept RDMA connections; the HTTP connection's own address and any port by default.
+    pub listen: Option<SocketAddr>,
+    /// What to tell the server instead of where we listen, for whoever sits behind a port forwarding.
+    pub advertise: Option<Advertise>,
+    /// Whether to ask for CRC32c on iWARP.
+    pub crc: bool,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            maxlen: 1 << 30,
+            connect_timeout: Duration::from_secs(10),
+            timeout: Duration::from_secs(120),
+            listen: None,
+            advertise: None,
+            crc: true,
+        }
+    }
+}
+
+/// An address to tell the server: `10.0.0.15`, `10.0.0.15:3242`, `fd00::1` or `[fd00::1]:3242`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Advertise {
+    /// The address.
+    pub ip: IpAddr,
+    /// The port; the listener's if there is none.
+    pub port: Option<u16>,
+}
+
+impl FromStr for Advertise {
+    type Err = AddrParseError;
+
+    fn from_str(text: &str) -> Result<Self, AddrParseError> {
+        if let Ok(address) = text.parse::<SocketAddr>() {
+            return Ok(Self { ip: address.ip(), port: Some(address.port()) });
+        }
+        let bare = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(text);
+        Ok(Self { ip: bare.parse()?, port: None })
+    }
+}
+
+/// Is shown each head as it is sent or received, for programs that print them.
+pub trait Observer: Send + Sync {
+    /// A request's head is about to be sent.
+    fn request(&self, _request: &http::Request<()>) {}
+    /// A response's head arrived.
+    fn response(&self, _response: &http::response::Parts) {}
+    /// Something else that a curious user wants to know.
+    fn note(&self, _text: &str) {}
+}
+
+impl Observer for () {}
+
+/// What is needed to fetch. Clones share it.
+#[derive(Clone)]
+pub struct Client {
+    fabric: Option<Arc<dyn Fabric>>,
+    options: Options,
+    recorder: Recorder,
+    observer: Arc<dyn Observer>,
+}
+
+impl Client {
+    /// A client that offers memory on `fabric` with each GET; with none it is a plain HTTP client.
+    pub fn new(fabric: Option<Arc<dyn Fabric>>, options: Options, recorder: Recorder) -> Self {
+        Self { fabric, options, recorder, observer: Arc::new(()) }
+    }
+
+    /// Shows heads to `observer`.
+    pub fn with_observer(self, observer: Arc<dyn Observer>) -> Self {
+        Self { observer, ..self }
+    }
+
+    /// Connects to `host` (a name or an address) and `port`.
+    pub async fn connect(&self, host: &str, port: u16) -> Result<HttpConnection, ClientError> {
+        HttpConnection::open(self.clone(), host, port).await
+    }
+}

@@ -68,6 +68,9 @@ impl Reason {
     /// The RDMA connection ended in mid-transfer.
     pub const CONNECTION_LOST: Self = Self::known("connection-lost");
 
+    /// The client's own word for a response without the field: a server that does not know RDMA.
+    pub const NOT_ANSWERED: Self = Self::known("not-answered");
+
     const fn known(token: &'static str) -> Self {
         Self(Cow::Borrowed(token))
     }

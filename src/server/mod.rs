@@ -24,6 +24,7 @@ mod layer;
 mod respond;
 mod transfer;
 
+pub(crate) use accept::prepare;
 pub use accept::{ServeOptions, serve};
 pub use config::RdmaConfig;
 pub use connection::HttpConnection;

@@ -1,0 +1,160 @@
+//! What both programs share: parsing that returns an exit code, logging, the fabric, events, signals.
+
+use std::ffi::OsString;
+use std::io;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use clap::error::ErrorKind;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tracing_subscriber::EnvFilter;
+
+use crate::events::Recorder;
+use crate::fabric::Fabric;
+use crate::fabric::soft::{SoftFabric, SoftOptions};
+
+/// Wrong usage.
+pub(super) const USAGE: u8 = 2;
+
+/// Options of both programs.
+#[derive(clap::Args, Debug)]
+pub(super) struct Common {
+    /// What carries RDMA: soft (user-space iWARP over TCP)
+    #[arg(long, value_enum, default_value_t = FabricName::Soft, env = "RDMA_FABRIC")]
+    pub(super) fabric: FabricName,
+
+    /// Whether to ask for CRC32c on RDMA connections; it is used if either side asks
+    #[arg(long, value_enum, default_value_t = OnOff::On, value_name = "on|off", env = "RDMA_CRC")]
+    pub(super) crc: OnOff,
+
+    /// Write what happens as JSON lines to FILE, or to standard output for -
+    #[arg(long, value_name = "FILE", env = "RDMA_EVENTS")]
+    pub(super) events: Option<PathBuf>,
+
+    /// What to log to standard error: error, warn, info, debug, trace, or directives as in RUST_LOG
+    #[arg(long, value_name = "LEVEL", env = "RUST_LOG", default_value = "warn")]
+    pub(super) log: String,
+}
+
+#[derive(clap::ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum FabricName {
+    Soft,
+}
+
+#[derive(clap::ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum OnOff {
+    On,
+    Off,
+}
+
+impl Common {
+    /// Starts logging. The error is for the user.
+    pub(super) fn start_log(&self) -> Result<(), String> {
+        let filter = EnvFilter::try_new(&self.log).map_err(|error| format!("--log {}: {error}", self.log))?;
+        // Fails if a logger is there already, which is then whoever calls us as a library.
+        let _ = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).try_init();
+        Ok(())
+    }
+
+    pub(super) fn recorder(&self) -> Result<Recorder, String> {
+        match &self.events {
+            None => Ok(Recorder::default()),
+            Some(path) => {
+                Recorder::to_path(path).map_err(|error| format!("--events {}: {error}", path.display()))
+            }
+        }
+    }
+
+    pub(super) fn open_fabric(&self) -> Arc<dyn Fabric> {
+        match self.fabric {
+            FabricName::Soft => Arc::new(SoftFabric::new(SoftOptions::default())),
+        }
+    }
+}
+
+/// Parses the command line; help, version and mistakes are printed, and end the program with the code returned.
+pub(super) fn parse<P: clap::Parser>(args: impl IntoIterator<Item = OsString>) -> Result<P, ExitCode> {
+    P::try_parse_from(args).map_err(|error| {
+        // Nothing is to be done about a closed standard output.
+        let _ = error.print();
+        match error.kind() {
+            ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => ExitCode::SUCCESS,
+            _ => ExitCode::from(USAGE),
+        }
+    })
+}
+
+/// Runs a program's future on a new runtime.
+pub(super) fn block_on<F: Future>(future: F) -> io::Result<F::Output> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let output = runtime.block_on(future);
+    // A blocking read of standard input or a slow disk must not hold up the end.
+    runtime.shutdown_timeout(Duration::from_millis(100));
+    Ok(output)
+}
+
+/// SIGINT and SIGTERM.
+pub(super) struct Signals(Signal, Signal);
+
+impl Signals {
+    pub(super) fn new() -> io::Result<Self> {
+        Ok(Self(signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?))
+    }
+
+    /// The next one's number.
+    pub(super) async fn next(&mut self) -> u8 {
+        tokio::select! {
+            _ = self.0.recv() => 2,
+            _ = self.1.recv() => 15,
+        }
+    }
+}
+
+/// A duration in seconds, `0.5` or `10`; not zero, at most a year.
+pub(super) fn seconds(text: &str) -> Result<Duration, String> {
+    let wrong = || "expected seconds, such as 10 or 0.5".to_owned();
+    let seconds: f64 = text.parse().map_err(|_| wrong())?;
+    if seconds > 0.0 && seconds <= 31_536_000.0 {
+        Duration::try_from_secs_f64(seconds).map_err(|_| wrong())
+    } else {
+        Err(wrong())
+    }
+}
+
+/// A number of bytes, `1048576` or `1M`, `1MiB` (powers of 1024).
+pub(super) fn bytes(text: &str) -> Result<u64, String> {
+    let wrong = || "expected bytes, such as 1048576, 64K, 1M or 1GiB".to_owned();
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let shift = match text[digits.len()..].to_ascii_lowercase().as_str() {
+        "" | "b" => 0,
+        "k" | "kib" => 10,
+        "m" | "mib" => 20,
+        "g" | "gib" => 30,
+        "t" | "tib" => 40,
+        _ => return Err(wrong()),
+    };
+    let number: u64 = digits.trim().parse().map_err(|_| wrong())?;
+    number.checked_mul(1 << shift).ok_or_else(wrong)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quantities_parse() {
+        assert_eq!(bytes("0"), Ok(0));
+        assert_eq!(bytes("1024"), Ok(1024));
+        assert_eq!(bytes("64K"), Ok(65536));
+        assert_eq!(bytes("1GiB"), Ok(1 << 30));
+        for wrong in ["", "K", "-1", "1.5M", "1X", "99999999999T", "1é"] {
+            assert!(bytes(wrong).is_err(), "{wrong:?}");
+        }
+        assert_eq!(seconds("0.5"), Ok(Duration::from_millis(500)));
+        for wrong in ["", "0", "-1", "inf", "nan", "1e300", "x"] {
+            assert!(seconds(wrong).is_err(), "{wrong:?}");
+        }
+    }
+}

@@ -1,0 +1,69 @@
+//! Why a fetch failed.
+
+use std::io;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use crate::channel::ReceiveError;
+use crate::fabric::FabricError;
+use crate::header::{HeaderError, Reason};
+
+/// Why a fetch failed; the text is for the user.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ClientError {
+    /// The name has no address.
+    #[error("cannot resolve {host}: {source}")]
+    Resolve {
+        /// The name.
+        host: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// No address of the host accepts a connection.
+    #[error("cannot connect to {address}: {source}")]
+    Connect {
+        /// The address tried last.
+        address: SocketAddr,
+        /// Why.
+        source: io::Error,
+    },
+    /// The connection ended before the exchange did.
+    #[error("the connection to {peer} ended {during}: {source}")]
+    Broken {
+        /// The server.
+        peer: SocketAddr,
+        /// What was under way.
+        during: &'static str,
+        /// What hyper says.
+        source: hyper::Error,
+    },
+    /// The server is silent.
+    #[error("{peer}: no {what} within {limit:?}")]
+    TimedOut {
+        /// The server.
+        peer: SocketAddr,
+        /// What was waited for.
+        what: &'static str,
+        /// The limit.
+        limit: Duration,
+    },
+    /// The request cannot be sent.
+    #[error("the request cannot be sent: {0}")]
+    Request(http::Error),
+    /// The response's `RDMA:` field makes no sense.
+    #[error("the response's RDMA field: {0}")]
+    Field(#[from] HeaderError),
+    /// The server says that it is done; it is not, or not with what was asked for.
+    #[error("the server broke the protocol: {0}")]
+    Protocol(String),
+    /// The server could not finish the transfer, and says so.
+    #[error("the server gave up the RDMA transfer ({0})")]
+    TransferFailed(Reason),
+    /// The RDMA connection ended before the transfer's last message.
+    #[error("the RDMA connection ended in mid-transfer: {0}")]
+    TransferBroken(ReceiveError),
+    /// Our own end of RDMA failed after the body was there.
+    #[error("RDMA: {0}")]
+    Fabric(#[from] FabricError),
+}
