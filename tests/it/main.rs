@@ -1,0 +1,4 @@
+//! Integration tests of the system, as one binary: one file an area.
+
+mod support;
+mod tshark;
