@@ -15,6 +15,7 @@ const EMBEDDED: &[(&str, &str)] = &[
     ("direct", include_str!("../../../topologies/direct.toml")),
     ("lan-10g", include_str!("../../../topologies/lan-10g.toml")),
     ("wan-10g", include_str!("../../../topologies/wan-10g.toml")),
+    ("wan-10g-lossy", include_str!("../../../topologies/wan-10g-lossy.toml")),
     ("wan-1g", include_str!("../../../topologies/wan-1g.toml")),
 ];
 
@@ -158,7 +159,7 @@ mod tests {
         let TopologyError::Unknown { help, .. } = unknown("wan10g", None) else { panic!() };
         assert_eq!(
             help,
-            "did you mean \"wan-10g\"? there are: direct, lan-10g, wan-10g, wan-1g; or give the path of a file"
+            "did you mean \"wan-10g\"? there are: direct, lan-10g, wan-10g, wan-10g-lossy, wan-1g; or give the path of a file"
         );
     }
 

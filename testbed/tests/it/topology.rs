@@ -41,6 +41,7 @@ fn what_is_shipped_is_good_anywhere() {
     direct: good (2 hosts, 1 link)
     lan-10g: good (2 hosts, 1 link)
     wan-10g: good (2 hosts, 1 link)
+    wan-10g-lossy: good (2 hosts, 1 link)
     wan-1g: good (2 hosts, 1 link)
     ");
 }
@@ -101,7 +102,7 @@ fn what_is_not_there_is_exit_code_2_with_what_is() {
     assert_eq!(output.status.code(), Some(2));
     insta::assert_snapshot!(text(&output.stderr), @r#"
     × there is no topology "wan-10"
-    help: did you mean "wan-10g"? there are: direct, lan-10g, wan-10g, wan-1g; or give the path of a file
+    help: did you mean "wan-10g"? there are: direct, lan-10g, wan-10g, wan-10g-lossy, wan-1g; or give the path of a file
     "#);
     let output = testbed(directory.path(), &["graph", "./none.toml"], "");
     assert_eq!(output.status.code(), Some(2));
