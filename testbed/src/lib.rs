@@ -5,6 +5,7 @@
 //! -> verdict -> report.
 
 pub mod agent;
+pub mod bench;
 pub mod cli;
 pub mod doctor;
 pub mod golden;

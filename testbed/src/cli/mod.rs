@@ -11,6 +11,7 @@ use clap::builder::styling::{AnsiColor, Styles};
 use clap::{Parser, Subcommand};
 
 mod agent;
+mod bench;
 mod capture;
 mod completions;
 mod doctor;
@@ -20,6 +21,7 @@ mod failure;
 mod global;
 mod graph;
 mod lab;
+mod perf;
 mod session;
 mod shell;
 mod status;
@@ -70,11 +72,14 @@ enum Verb {
     Shell(shell::Args),
     Capture(capture::Args),
     Doctor(doctor::Args),
+    Bench(bench::Args),
     Graph(graph::Args),
     Validate(validate::Args),
     Completions(completions::Args),
     #[command(hide = true)]
     Agent(agent::Args),
+    #[command(hide = true)]
+    Perf(perf::Args),
 }
 
 impl Verb {
@@ -87,6 +92,8 @@ impl Verb {
             Self::Shell(args) => args.run(global),
             Self::Capture(args) => args.run(global),
             Self::Agent(args) => args.run(global),
+            Self::Perf(args) => args.run(global),
+            Self::Bench(args) => args.run(global),
             Self::Doctor(args) => args.run(global),
             Self::Graph(args) => args.run(global),
             Self::Validate(args) => args.run(global),

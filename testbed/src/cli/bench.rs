@@ -1,0 +1,95 @@
+//! `testbed bench`: the figures.
+
+use std::io::Write as _;
+use std::process::ExitCode;
+
+use clap::ValueEnum;
+use indicatif::{ProgressBar, ProgressStyle};
+
+use super::{Code, Failure, Global, Outcome, block_on};
+use crate::bench::{self, BenchError, Figure};
+use crate::doctor::install_command;
+
+const EXAMPLES: &str = "\
+Each figure is a ratio of two things that were measured in turns on this machine; a missed target is no failure.
+
+Examples:
+  testbed bench                               every figure, some two minutes
+  testbed bench relay-throughput --rounds 5
+  testbed bench --json > figures.json";
+
+/// Measure the emulator against a bare veth pair, RDMA against TCP, and how quick a lab comes and goes.
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub(super) struct Args {
+    /// What to measure; everything by default.
+    figures: Vec<Figure>,
+    /// How often each side of a ratio is measured; the medians are compared.
+    #[arg(
+        long,
+        env = "TESTBED_BENCH_ROUNDS",
+        default_value_t = 3,
+        hide_env_values = true,
+        value_parser = clap::value_parser!(u16).range(1..=100)
+    )]
+    rounds: u16,
+}
+
+impl Args {
+    pub(super) fn run(self, global: &Global) -> Outcome {
+        let figures = if self.figures.is_empty() { Figure::value_variants() } else { &self.figures };
+        let bar = if global.progress() { ProgressBar::new_spinner() } else { ProgressBar::hidden() };
+        bar.set_style(
+            ProgressStyle::with_template("{spinner} {elapsed} {msg}")
+                .unwrap_or(ProgressStyle::default_spinner()),
+        );
+        bar.enable_steady_tick(std::time::Duration::from_millis(100));
+        let plain = !global.progress() && !global.json && !global.quiet;
+        let progress = |what: &str| {
+            bar.set_message(what.to_owned());
+            if plain {
+                eprintln!("{what}");
+            }
+        };
+        let mut all = Vec::new();
+        let mut out = std::io::stdout().lock();
+        for figure in figures {
+            let rows = block_on(async {
+                bench::run(&[*figure], self.rounds.into(), &progress).await.map_err(Failure::from)
+            });
+            let rows = rows.inspect_err(|_| bar.finish_and_clear())?;
+            if !global.json {
+                bar.suspend(|| {
+                    for row in &rows {
+                        let _ = writeln!(out, "{row}");
+                    }
+                });
+            }
+            all.extend(rows);
+        }
+        bar.finish_and_clear();
+        if global.json {
+            let _ = serde_json::to_writer_pretty(&mut out, &all);
+            let _ = writeln!(out);
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+impl From<BenchError> for Failure {
+    fn from(error: BenchError) -> Self {
+        let message = error.to_string();
+        match error {
+            BenchError::NoJudge { program } => {
+                Self::with_help(Code::Machine, message, install_command(&program))
+            }
+            BenchError::Topology(error) => error.into(),
+            BenchError::Up(error) => error.into(),
+            BenchError::Down(error) => error.into(),
+            BenchError::Client(error) => error.into(),
+            BenchError::Unreadable(_) | BenchError::Failed { .. } | BenchError::Io(_) => {
+                Self::new(Code::Differs, message)
+            }
+        }
+    }
+}
