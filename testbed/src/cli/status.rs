@@ -43,7 +43,10 @@ impl Args {
             match status {
                 Ok(Ok(status)) => found.push((client, Ok(status))),
                 Ok(Err(ClientError::NotUp { .. })) if self.labs.is_empty() => {}
-                Ok(Err(error @ ClientError::Dead { .. })) => found.push((client, Err(error.to_string()))),
+                // One that dies while it is asked is as dead.
+                Ok(Err(error @ (ClientError::Dead { .. } | ClientError::Gone { .. }))) => {
+                    found.push((client, Err(error.to_string())))
+                }
                 Ok(Err(error)) => return Err(error.into()),
                 Err(_) => {
                     let name = client.lab().name();

@@ -299,14 +299,13 @@ pub async fn down(lab: &LabDir, timeout: Duration) -> Result<Down, DownError> {
     if let Ok(Err(ClientError::Failed { message, .. })) = asked {
         return Err(DownError::Refused(message));
     }
-    let outcome = if asked.is_ok() && lab.await_lock(&launch, timeout).await?.is_some() {
-        lab.remove(launch)?;
-        Down::Ended
-    } else {
+    if asked.is_err() || lab.await_lock(&launch, timeout).await?.is_none() {
         clear(lab, launch).await?;
-        Down::Killed
-    };
-    Ok(outcome)
+        return Ok(Down::Killed);
+    }
+    lab.remove(launch)?;
+    // An agent that could not be asked any more was on its way out already.
+    Ok(if matches!(asked, Ok(Ok(()))) { Down::Ended } else { Down::Cleared })
 }
 
 /// Makes sure that nothing of the lab lives, and removes its directory.

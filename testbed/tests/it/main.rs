@@ -1,6 +1,10 @@
 //! What a user meets: the program `testbed`, run for real. One file an area.
 
 mod bench;
+mod agent;
+mod cli;
 mod doctor;
 mod lab;
+mod shell;
+mod support;
 mod topology;
