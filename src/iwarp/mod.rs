@@ -19,7 +19,7 @@ pub mod rdmap;
 pub mod terminate;
 
 #[cfg(test)]
-mod golden;
+pub(crate) mod golden;
 
 /// A steering tag: the 32-bit name of a region on the wire (RFC 5040, section 1.1). Opaque; all 32 bits must match.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]

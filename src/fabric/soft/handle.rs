@@ -191,12 +191,14 @@ impl Future for Receive {
 
 impl Drop for Receive {
     fn drop(&mut self) {
+        let mut inbox = lock(&self.shared.inbox);
         self.message.close();
         if let Ok(Ok(message)) = self.message.try_recv() {
-            let mut inbox = lock(&self.shared.inbox);
             inbox.messages.push_front(message);
             inbox.hand_out();
         }
+        // One that is gone is no posted receive.
+        inbox.waiting.retain(|waiter| !waiter.is_closed());
     }
 }
 

@@ -30,6 +30,8 @@ mod socket;
 mod wire;
 
 #[cfg(test)]
+mod bad_peer;
+#[cfg(test)]
 mod tests;
 
 /// Most private data that is sent: what the kernel's siw can take.

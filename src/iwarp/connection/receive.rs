@@ -76,6 +76,11 @@ impl Receiver {
         }
     }
 
+    #[cfg(test)]
+    pub(super) fn set_send_msn(&mut self, msn: u32) {
+        self.send_msn = Msn(msn);
+    }
+
     /// Messages of one form do not interleave: a tagged segment continues the tagged message that is open.
     fn continue_tagged(&mut self, opcode: Opcode, last: bool) -> Result<(), Code> {
         match self.tagged {

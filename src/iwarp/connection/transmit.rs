@@ -109,6 +109,11 @@ impl Transmitter {
         self.items.push_front(Item { work, progress: 0, state: State::Queued, silent: true });
     }
 
+    #[cfg(test)]
+    pub(super) fn set_send_msn(&mut self, msn: u32) {
+        self.send_msn = Msn(msn);
+    }
+
     pub(super) fn is_empty(&self) -> bool {
         self.items.is_empty()
     }
