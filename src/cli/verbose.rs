@@ -27,7 +27,9 @@ impl Observer for Verbose {
 
 fn fields(mark: char, headers: &HeaderMap) {
     for (name, value) in headers {
-        eprintln!("{mark} {name}: {}", String::from_utf8_lossy(value.as_bytes()).escape_debug());
+        // A server's bytes must not steer the terminal.
+        let text = String::from_utf8_lossy(value.as_bytes()).replace(char::is_control, "\u{fffd}");
+        eprintln!("{mark} {name}: {text}");
     }
     eprintln!("{mark}");
 }

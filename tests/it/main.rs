@@ -1,4 +1,13 @@
-//! Integration tests of the system, as one binary: one file an area.
+//! Integration tests of the system, as one binary, one file an area: the two programs and the library against real peers,
+//! which are each other, curl, Python's and nginx's servers, tshark, and peers made by hand that break the rules.
 
+mod broken;
+mod by_hand;
+mod cli;
+mod curl;
+mod plain_servers;
+mod program;
+mod rdma;
+mod service;
 mod support;
 mod tshark;
