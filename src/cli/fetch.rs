@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::io::{self, IsTerminal};
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -17,6 +17,7 @@ use super::common::{Common, OnOff, Signals, USAGE, block_on, bytes, parse, secon
 use super::output::Output;
 use super::progress::Progress;
 use super::verbose::Verbose;
+use crate::channel::ReceiveError;
 use crate::client::{Advertise, Client, ClientError, Options, Response, Via};
 use crate::events::{Event, Recorder};
 
@@ -83,7 +84,7 @@ struct Args {
     #[arg(short, long, env = "RDMA_FETCH_QUIET")]
     quiet: bool,
 
-    /// Print a summary as JSON to standard output (to standard error with -o -)
+    /// Print a summary as JSON to standard output (to standard error with -o - or --events -)
     #[arg(long, env = "RDMA_FETCH_JSON")]
     json: bool,
 
@@ -171,7 +172,6 @@ fn prepare(args: &Args) -> Result<(Url, PathBuf, Recorder), Failure> {
     args.common.start_log().map_err(usage)?;
     let url = target(&args.url).map_err(usage)?;
     let output = args.output.clone().unwrap_or_else(|| default_name(&url));
-    let is_stdout = |path: &std::path::Path| path.as_os_str() == "-";
     if is_stdout(&output) && args.common.events.as_deref().is_some_and(is_stdout) {
         return Err(usage(
             "standard output cannot take both the body (-o -) and the events (--events -)".into(),
@@ -213,7 +213,7 @@ async fn fetch(args: &Args, url: &Url, output: PathBuf, recorder: &Recorder) -> 
     summary.seconds = start.elapsed().as_secs_f64();
     if args.json {
         let text = serde_json::to_string(&summary).map_err(|error| Failure(1, error.to_string()))?;
-        if output.as_os_str() == "-" {
+        if is_stdout(&output) || args.common.events.as_deref().is_some_and(is_stdout) {
             eprintln!("{text}");
         } else {
             println!("{text}");
@@ -222,11 +222,15 @@ async fn fetch(args: &Args, url: &Url, output: PathBuf, recorder: &Recorder) -> 
     Ok(())
 }
 
+fn is_stdout(path: &Path) -> bool {
+    path.as_os_str() == "-"
+}
+
 /// Takes the body to where it belongs.
 async fn receive(
     args: &Args,
     response: Response,
-    target: &std::path::Path,
+    target: &Path,
     progress: &Progress,
 ) -> Result<Summary<'static>, Failure> {
     let Response { head, via, mut body } = response;
@@ -301,7 +305,9 @@ impl From<ClientError> for Failure {
             ClientError::Connect { .. } => 7,
             ClientError::TimedOut { .. } => 28,
             ClientError::Request(_) => USAGE,
-            ClientError::Field(_) | ClientError::Protocol(_) => 8,
+            ClientError::Field(_)
+            | ClientError::Protocol(_)
+            | ClientError::TransferBroken(ReceiveError::Message(_)) => 8,
             ClientError::Broken { source, .. } if source.is_parse() => 8,
             _ => 18,
         };

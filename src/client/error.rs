@@ -60,7 +60,7 @@ pub enum ClientError {
     /// The server could not finish the transfer, and says so.
     #[error("the server gave up the RDMA transfer ({0})")]
     TransferFailed(Reason),
-    /// The RDMA connection ended before the transfer's last message.
+    /// The RDMA connection ended, or brought something else, before the transfer's last message.
     #[error("the RDMA connection ended in mid-transfer: {0}")]
     TransferBroken(ReceiveError),
     /// Our own end of RDMA failed after the body was there.
