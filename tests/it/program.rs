@@ -19,7 +19,7 @@ pub(crate) fn command(program: impl AsRef<OsStr>) -> Command {
     let mut command = Command::new(program);
     for (name, _) in std::env::vars_os() {
         let text = name.to_string_lossy();
-        if text.starts_with("RDMA_") || text == "RUST_LOG" || text.ends_with("_proxy") {
+        if text.starts_with("RDMA_") || text == "RUST_LOG" || text.to_ascii_lowercase().ends_with("_proxy") {
             command.env_remove(&name);
         }
     }
@@ -230,20 +230,24 @@ pub(crate) fn assert_no_leak(events: &[Event]) -> (usize, usize) {
 
 /// The reasons of all fallbacks.
 pub(crate) fn fallbacks(events: &[Event]) -> Vec<&str> {
-    let reason = |event| match event {
-        &Event::Fallback { ref reason } => Some(reason.as_str()),
-        _ => None,
-    };
-    events.iter().filter_map(reason).collect()
+    let mut reasons = Vec::new();
+    for event in events {
+        if let Event::Fallback { reason } = event {
+            reasons.push(reason.as_str());
+        }
+    }
+    reasons
 }
 
 /// What failed.
 pub(crate) fn failures(events: &[Event]) -> Vec<&str> {
-    let failed = |event| match event {
-        &Event::Failed { ref error } => Some(error.as_str()),
-        _ => None,
-    };
-    events.iter().filter_map(failed).collect()
+    let mut errors = Vec::new();
+    for event in events {
+        if let Event::Failed { error } = event {
+            errors.push(error.as_str());
+        }
+    }
+    errors
 }
 
 /// The lengths of all operations of a kind.
@@ -257,11 +261,13 @@ pub(crate) fn operations(events: &[Event], wanted: &str) -> Vec<u64> {
 
 /// How the body came.
 pub(crate) fn received(events: &[Event]) -> Vec<(&str, u64)> {
-    let body = |event| match event {
-        &Event::BodyReceived { ref via, length } => Some((via.as_str(), length)),
-        _ => None,
-    };
-    events.iter().filter_map(body).collect()
+    let mut bodies = Vec::new();
+    for event in events {
+        if let Event::BodyReceived { via, length } = event {
+            bodies.push((via.as_str(), *length));
+        }
+    }
+    bodies
 }
 
 /// Whether a program is there; if not, says so, or fails where nothing may be skipped.
