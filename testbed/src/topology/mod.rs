@@ -11,8 +11,8 @@
 //! queue = "1 bdp"
 //! ```
 //!
-//! Stages, each without privilege or network: [`parse`] reads TOML and notes every slip with its place, [`check`] sees
-//! whether the parts fit each other and assigns addresses, [`compile`] decides all that is left (MAC addresses, bytes of
+//! Stages, each without privilege or network: `parse` reads TOML and notes every slip with its place, `check` sees
+//! whether the parts fit each other and assigns addresses, `compile` decides all that is left (MAC addresses, bytes of
 //! queues, TCP's windows). [`load`] does it all from a name or path.
 
 mod address;

@@ -1,7 +1,7 @@
 //! What a user meets: the program `testbed`, run for real. One file an area.
 
-mod bench;
 mod agent;
+mod bench;
 mod cli;
 mod doctor;
 mod lab;
