@@ -7,7 +7,7 @@ use rdma_http::message::Message;
 use super::names::Names;
 use crate::agent::protocol::Exit;
 use crate::scenario::wire::{Direction, End, Item, MpaStart, Opening, Run, WireConnection};
-use crate::scenario::{Exchange, Observation, Operation, Side};
+use crate::scenario::{Exchange, Observation, Operation, Region, Side};
 
 /// The golden texts of an observation.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -62,13 +62,13 @@ fn common(observation: &Observation, names: &mut Names) -> String {
     page.line("body");
     page.level = 1;
     match &observation.served {
-        Some(served) => page.line(format!("served: {} bytes, sha256 {}", served.length, served.sha256)),
+        Some(served) => page.line(format!("served: {}, sha256 {}", bytes(served.length), served.sha256)),
         None => page.line("served: no such file"),
     }
     match (&observation.arrived, &observation.served) {
         (Some(arrived), Some(served)) if arrived == served => page.line("arrived: the same"),
         (Some(arrived), _) => {
-            page.line(format!("arrived: {} bytes, sha256 {}", arrived.length, arrived.sha256));
+            page.line(format!("arrived: {}, sha256 {}", bytes(arrived.length), arrived.sha256));
         }
         (None, _) => page.line("arrived: no file"),
     }
@@ -82,10 +82,10 @@ fn side(page: &mut Page, role: &str, side: &Side, names: &mut Names) {
         self::exchange(page, exchange, names);
     }
     page.section("operations", &fold(&side.operations), |folded| operation(folded, names));
-    page.section("regions", &side.regions, |region| {
-        let released = if region.released { "released" } else { "never released" };
-        format!("{}: {} bytes, {}, {released}", names.stag(region.stag), region.length, region.access)
-    });
+    let alike =
+        |a: &Region, b: &Region| (a.length, &a.access, a.released) == (b.length, &b.access, b.released);
+    let runs: Vec<&[Region]> = side.regions.chunk_by(alike).collect();
+    page.section("regions", &runs, |run| regions(run, names));
     page.section("connections", &side.connections, |connection| {
         let (local, peer) = (names.address(connection.local), names.address(connection.peer));
         let how = if connection.initiator { "made to" } else { "accepted from" };
@@ -94,7 +94,7 @@ fn side(page: &mut Page, role: &str, side: &Side, names: &mut Names) {
     });
     page.section("falls back to TCP", &side.fallbacks, Clone::clone);
     page.section("ignores the RDMA field", &side.ignored, |error| names.text(error));
-    page.section("receives", &side.bodies, |(via, length)| format!("{length} bytes by {via}"));
+    page.section("receives", &side.bodies, |(via, length)| format!("{} by {via}", bytes(*length)));
     page.section("reports", &side.errors, |error| names.text(error));
     page.line(match side.exit {
         Some(Exit::Code(code)) => format!("exit code {code}"),
@@ -102,6 +102,22 @@ fn side(page: &mut Page, role: &str, side: &Side, names: &mut Names) {
         None => "did not end".to_owned(),
     });
     page.level = 0;
+}
+
+/// Regions that are alike; only the first is named, since none of the others is spoken of elsewhere.
+fn regions(run: &[Region], names: &mut Names) -> String {
+    let [first, others @ ..] = run else { return String::new() };
+    let released = if first.released { "released" } else { "never released" };
+    let (name, length) = (names.stag(first.stag), bytes(first.length));
+    let many = match others.len() {
+        0 => String::new(),
+        others => format!(" and {others} more, each"),
+    };
+    format!("{name}{many}: {length}, peer's access {}, {released}", first.access)
+}
+
+fn bytes(count: u64) -> String {
+    format!("{count} byte{}", if count == 1 { "" } else { "s" })
 }
 
 fn exchange(page: &mut Page, exchange: &Exchange, names: &mut Names) {
@@ -150,12 +166,12 @@ fn fold(operations: &[Operation]) -> Vec<Folded<'_>> {
 
 fn operation(folded: &Folded<'_>, names: &mut Names) -> String {
     let Folded { first, count, length } = folded;
-    let op = &first.op;
+    let (op, length) = (&first.op, bytes(*length));
     match (first.remote, count) {
-        (None, _) => format!("{op}: {length} bytes"),
-        (Some((stag, to)), 1) => format!("{op}: {length} bytes at {}", names.remote(stag, to)),
+        (None, _) => format!("{op}: {length}"),
+        (Some((stag, to)), 1) => format!("{op}: {length} at {}", names.remote(stag, to)),
         (Some((stag, to)), _) => {
-            format!("{count} x {op}: {length} bytes, contiguous, from {}", names.remote(stag, to))
+            format!("{count} x {op}: {length}, contiguous, from {}", names.remote(stag, to))
         }
     }
 }
@@ -228,13 +244,14 @@ fn item(page: &mut Page, arrow: char, item: &Item, names: &mut Names) {
             }
             return;
         }
-        Item::Body { length, sha256 } if *length > 0 => format!("body: {length} bytes, sha256 {sha256}"),
+        Item::Body { length, sha256 } if *length > 0 => format!("body: {}, sha256 {sha256}", bytes(*length)),
         Item::Body { .. } => "body: empty".to_owned(),
         Item::MpaStart(start) => mpa_start(start, names),
         Item::Writes(run) => tagged("Write", *run, names),
         Item::ReadResponses(run) => tagged("Read Response", *run, names),
         Item::ReadRequest { sink, source, length } => format!(
-            "Read Request: {length} bytes of {} into {}",
+            "Read Request: {} of {} into {}",
+            bytes(u64::from(*length)),
             names.remote(source.0, source.1),
             names.remote(sink.0, sink.1)
         ),
@@ -249,7 +266,7 @@ fn item(page: &mut Page, arrow: char, item: &Item, names: &mut Names) {
             text
         }
         Item::Terminate(why) => format!("Terminate: {}", names.text(why)),
-        Item::Unknown { length } => format!("{length} bytes of an unknown protocol"),
+        Item::Unknown { length } => format!("{} of an unknown protocol", bytes(*length)),
         Item::Malformed(why) => format!("MALFORMED: {}", names.text(why)),
     };
     page.line(format!("{arrow} {text}"));
@@ -257,22 +274,22 @@ fn item(page: &mut Page, arrow: char, item: &Item, names: &mut Names) {
 
 fn tagged(what: &str, run: Run, names: &mut Names) -> String {
     let Run { stag, to, length, messages } = run;
-    let place = names.remote(stag, to);
+    let (place, length) = (names.remote(stag, to), bytes(length));
     match messages {
-        1 => format!("{what}: {length} bytes at {place}"),
-        _ => format!("{messages} x {what}: {length} bytes, contiguous, from {place}"),
+        1 => format!("{what}: {length} at {place}"),
+        _ => format!("{messages} x {what}: {length}, contiguous, from {place}"),
     }
 }
 
 /// A message between the programs, in words.
-fn said(bytes: &[u8], names: &mut Names) -> String {
-    let length = bytes.len();
-    match Message::decode(bytes) {
-        Ok(Message::Hello { id }) => format!("{length} bytes, Hello of {}", names.id(&id.to_string())),
-        Ok(Message::Done { id, bytes }) => {
-            format!("{length} bytes, Done with {} after {bytes} bytes", names.id(&id.to_string()))
+fn said(message: &[u8], names: &mut Names) -> String {
+    let length = bytes(message.len() as u64);
+    match Message::decode(message) {
+        Ok(Message::Hello { id }) => format!("{length}, Hello of {}", names.id(&id.to_string())),
+        Ok(Message::Done { id, bytes: written }) => {
+            format!("{length}, Done with {} after {}", names.id(&id.to_string()), bytes(written))
         }
-        Err(_) => format!("{length} bytes"),
+        Err(_) => length,
     }
 }
 

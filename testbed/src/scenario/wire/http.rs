@@ -201,6 +201,17 @@ impl HttpStream {
     }
 }
 
+/// The response heads at the beginning of `bytes`, where no bodies stand between them.
+pub(crate) fn response_heads(mut bytes: &[u8]) -> Vec<HttpHead> {
+    let mut heads = Vec::new();
+    loop {
+        let mut fields = [httparse::EMPTY_HEADER; MAX_FIELDS];
+        let Ok(Some(Parsed { used, head, .. })) = response(bytes, &mut fields) else { return heads };
+        bytes = &bytes[used..];
+        heads.push(head);
+    }
+}
+
 /// A head that is there whole.
 struct Parsed {
     /// Bytes that it took.
@@ -344,6 +355,15 @@ mod tests {
     fn what_is_no_http_is_said_once() {
         let items = items(Speaker::Server, b"\x00\x01\x02 nonsense that goes on\r\n\r\n", &[3, 9]);
         assert!(matches!(&items[..], [Item::Malformed(_)]), "{items:?}");
+    }
+
+    #[test]
+    fn heads_without_bodies_are_read_one_after_the_other() {
+        let heads =
+            response_heads(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n");
+        let starts: Vec<&str> = heads.iter().map(|head| head.start.as_str()).collect();
+        assert_eq!(starts, ["HTTP/1.1 100 Continue", "HTTP/1.1 200 OK"]);
+        assert!(response_heads(b"nonsense").is_empty());
     }
 
     proptest! {

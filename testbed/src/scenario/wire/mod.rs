@@ -14,6 +14,7 @@ use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
+pub(crate) use http::response_heads;
 pub use mpa::CrcTally;
 
 /// What a capture shows.

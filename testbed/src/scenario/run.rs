@@ -1,0 +1,354 @@
+//! Runs one scenario in a lab that is up, through the agent's socket only, and observes it.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rdma_http::fabric::FabricKind;
+use tempfile::TempDir;
+
+use super::body::{self, Content};
+use super::program::{Program as Process, Told, tail};
+use super::wire::{self, HttpHead, Opening, WireError};
+use super::{Exchange, Observation, Place, Placeholders, Program, Scenario, Side};
+use crate::agent::client::{Client, ClientError, Command};
+use crate::agent::protocol::Exit;
+use crate::topology::{HostPlan, InterfacePlan, Plan};
+
+/// How long the server may take to end once it was asked to.
+const STOP: Duration = Duration::from_secs(15);
+/// The largest head that curl's copy of it may have.
+const MAX_HEAD: u64 = 1 << 20;
+
+/// A scenario that could not be run to its end: nothing can be said of what it would have shown.
+#[derive(Debug)]
+pub struct RunError {
+    /// What went wrong.
+    pub message: String,
+    /// What the programs said, for finding out why: a heading and lines.
+    pub logs: Vec<(String, String)>,
+}
+
+/// Where and how scenarios are run.
+#[derive(Clone, Copy, Debug)]
+pub struct Runner<'a> {
+    /// The lab's agent.
+    pub client: &'a Client,
+    /// What the lab was made from.
+    pub plan: &'a Plan,
+    /// What carries RDMA.
+    pub fabric: FabricKind,
+    /// Leaves the files of every run in the lab's directory.
+    pub keep: bool,
+}
+
+#[derive(Debug, thiserror::Error)]
+enum Trouble {
+    #[error("{0}")]
+    Said(String),
+    #[error(transparent)]
+    Agent(#[from] ClientError),
+    #[error(transparent)]
+    Wire(#[from] WireError),
+    #[error("cannot {what}: {error}")]
+    Io { what: String, error: io::Error },
+}
+
+fn io_trouble(what: impl Into<String>) -> impl FnOnce(io::Error) -> Trouble {
+    move |error| Trouble::Io { what: what.into(), error }
+}
+
+/// The files of one run.
+struct Work {
+    folder: PathBuf,
+}
+
+impl Work {
+    fn root(&self) -> PathBuf {
+        self.folder.join("root")
+    }
+
+    fn capture(&self) -> PathBuf {
+        self.folder.join("wire.pcapng")
+    }
+
+    fn output(&self) -> PathBuf {
+        self.folder.join("output.bin")
+    }
+
+    fn heads(&self) -> PathBuf {
+        self.folder.join("heads.txt")
+    }
+}
+
+impl Runner<'_> {
+    /// Runs a scenario. Bounded by the scenario's own timeout and what taking things down may take.
+    pub async fn run(&self, scenario: &Scenario) -> Result<Observation, RunError> {
+        let (client_said, server_said) = (Told::default(), Told::default());
+        let outcome = self.timed(scenario, &client_said, &server_said).await;
+        outcome.map_err(|trouble| {
+            let mut logs = Vec::new();
+            for (name, told) in [(scenario.client.program.name(), &client_said), (HTTPD, &server_said)] {
+                let text = tail(told);
+                if !text.is_empty() {
+                    logs.push((format!("{name} said"), text));
+                }
+            }
+            RunError { message: trouble.to_string(), logs }
+        })
+    }
+
+    async fn timed(
+        &self,
+        scenario: &Scenario,
+        client_said: &Told,
+        server_said: &Told,
+    ) -> Result<Observation, Trouble> {
+        let kept = tempfile::Builder::new()
+            .prefix(&format!("run-{}-", scenario.name))
+            .tempdir_in(self.client.lab().path())
+            .map_err(io_trouble("make a directory for the run's files"))?;
+        let work = Work { folder: kept.path().to_owned() };
+        let outcome = self.captured(scenario, &work, client_said, server_said).await;
+        self.put_away(kept);
+        outcome
+    }
+
+    fn put_away(&self, kept: TempDir) {
+        if self.keep {
+            let _ = kept.keep();
+        } else if let Err(error) = kept.close() {
+            // Whoever takes the lab down clears it.
+            tracing::warn!("cannot remove a run's files: {error}");
+        }
+    }
+
+    async fn captured(
+        &self,
+        scenario: &Scenario,
+        work: &Work,
+        client_said: &Told,
+        server_said: &Told,
+    ) -> Result<Observation, Trouble> {
+        let place = Surroundings::new(self.plan, scenario)?;
+        let served = make_bodies(scenario, &work.root()).await?;
+        self.client.capture_start(&place.link, &work.capture()).await?;
+        let flow = self.flow(scenario, work, &place, client_said, server_said);
+        let flowed = tokio::time::timeout(scenario.timeout, flow).await;
+        // The programs have ended, or have just been dropped and so killed; the capture must end in any case.
+        let (frames, dropped) = self.client.capture_stop(&place.link).await?;
+        let sides = flowed.unwrap_or_else(|_| {
+            let limit = scenario.timeout.as_secs_f64();
+            Err(Trouble::Said(format!("it was not over after {limit} s, the scenario's timeout")))
+        })?;
+        if dropped > 0 {
+            let lost = format!("the capture lost {dropped} frames and holds {frames}: the disk is too slow");
+            return Err(Trouble::Said(lost));
+        }
+        let capture = work.capture();
+        let output = work.output();
+        let decoded = tokio::task::spawn_blocking(move || (wire::decode(&capture), body::read(&output)));
+        let (wire, arrived) = decoded.await.map_err(|error| Trouble::Said(error.to_string()))?;
+        let arrived = match arrived {
+            Ok(content) => Some(content),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            Err(error) => return Err(io_trouble("read what arrived")(error)),
+        };
+        let Sides { client, server } = sides;
+        let mut wire = wire?;
+        // What was open before the programs started is not theirs: the last segments of an earlier scenario's.
+        wire.connections.retain(|connection| connection.opening != Opening::Unseen);
+        Ok(Observation {
+            scenario: scenario.name.clone(),
+            fabric: self.fabric,
+            place: Place { addresses: place.addresses, work: work.folder.clone() },
+            client,
+            server,
+            served,
+            arrived,
+            wire,
+        })
+    }
+
+    async fn flow(
+        &self,
+        scenario: &Scenario,
+        work: &Work,
+        place: &Surroundings,
+        client_said: &Told,
+        server_said: &Told,
+    ) -> Result<Sides, Trouble> {
+        let command = server_command(scenario, work, place);
+        let mut server = Process::start(self.client, HTTPD, command, true, server_said.clone()).await?;
+        let Some(address) = server.listening().await else {
+            let exit = server.ended().await?;
+            return Err(Trouble::Said(format!("{HTTPD} {} before it listened", ended(exit))));
+        };
+        let program = scenario.client.program;
+        let command = client_command(scenario, work, place, address);
+        let events = program == Program::RdmaFetch;
+        let mut client =
+            Process::start(self.client, program.name(), command, events, client_said.clone()).await?;
+        let exit = tokio::select! {
+            exit = client.ended() => exit?,
+            exit = server.ended() => {
+                let what = format!("{HTTPD} {} while it was needed", ended(exit?));
+                return Err(Trouble::Said(what));
+            }
+        };
+        let records = client.records().await.map_err(Trouble::Said)?;
+        let mut client = Side::new(program.name(), Some(exit), &records);
+        if program == Program::Curl {
+            client.exchanges = curl_exchanges(&work.heads())?;
+        }
+        server.terminate().await;
+        let Ok(exit) = tokio::time::timeout(STOP, server.ended()).await else {
+            let seconds = STOP.as_secs();
+            return Err(Trouble::Said(format!("{HTTPD} did not end within {seconds} s of being asked to")));
+        };
+        let records = server.records().await.map_err(Trouble::Said)?;
+        Ok(Sides { client, server: Side::new(HTTPD, Some(exit?), &records) })
+    }
+}
+
+const HTTPD: &str = "rdma-httpd";
+
+struct Sides {
+    client: Side,
+    server: Side,
+}
+
+/// What a scenario needs to know of the topology.
+struct Surroundings {
+    addresses: BTreeMap<IpAddr, String>,
+    server: IpAddr,
+    placeholders: Placeholders,
+    /// The link whose frames are captured: the client's first.
+    link: String,
+}
+
+impl Surroundings {
+    fn new(plan: &Plan, scenario: &Scenario) -> Result<Self, Trouble> {
+        let (_, server) = first_interface(plan, &scenario.server.host)?;
+        let (client_host, client) = first_interface(plan, &scenario.client.host)?;
+        let mut addresses = BTreeMap::new();
+        for host in &plan.hosts {
+            for (index, interface) in host.interfaces.iter().enumerate() {
+                let name = match index {
+                    0 => host.name.clone(),
+                    _ => format!("{}/{}", host.name, interface.name),
+                };
+                addresses.insert(interface.address.addr(), name);
+            }
+        }
+        let mut free = client.address.trunc().hosts().rev();
+        let nobody = free.find(|ip| !addresses.contains_key(ip)).ok_or_else(|| {
+            Trouble::Said(format!("every address of {} is taken: none is left for nobody", client.address))
+        })?;
+        addresses.insert(nobody, "nobody".to_owned());
+        let mut links = plan.links.iter();
+        let is_clients =
+            |end: &crate::topology::Endpoint| end.host == client_host.name && end.interface == client.name;
+        let link = links.find(|link| is_clients(&link.a) || is_clients(&link.b)).ok_or_else(|| {
+            Trouble::Said(format!("{}:{} is at the end of no link", client_host.name, client.name))
+        })?;
+        let (server, client) = (server.address.addr(), client.address.addr());
+        let placeholders = Placeholders::new(server.to_string(), client.to_string(), nobody.to_string());
+        Ok(Self { addresses, server, placeholders, link: link.name.clone() })
+    }
+}
+
+fn first_interface<'p>(plan: &'p Plan, host: &str) -> Result<(&'p HostPlan, &'p InterfacePlan), Trouble> {
+    let found = plan.hosts.iter().find(|known| known.name == host);
+    let interface = found.and_then(|host| Some((host, host.interfaces.first()?)));
+    interface.ok_or_else(|| Trouble::Said(format!("the lab has no host {host:?} with an interface")))
+}
+
+/// Makes the server's files; returns the one that the client asks for, if it is among them.
+async fn make_bodies(scenario: &Scenario, root: &Path) -> Result<Option<Content>, Trouble> {
+    let root = root.to_owned();
+    let (files, target) = (scenario.server.files.clone(), scenario.client.target.clone());
+    let made = tokio::task::spawn_blocking(move || {
+        fs::create_dir_all(&root)?;
+        let mut served = None;
+        for file in files {
+            let content = body::write(&root.join(&file.path), file.size, file.seed)?;
+            if Path::new(target.trim_start_matches('/')) == file.path {
+                served = Some(content);
+            }
+        }
+        Ok(served)
+    });
+    let made = made.await.map_err(|error| Trouble::Said(error.to_string()))?;
+    made.map_err(io_trouble("make the files to be served"))
+}
+
+fn text(path: &Path) -> String {
+    path.to_string_lossy().into_owned()
+}
+
+fn server_command(scenario: &Scenario, work: &Work, place: &Surroundings) -> Command {
+    let listen = SocketAddr::new(place.server, 0);
+    let own = ["--events".to_owned(), "-".to_owned(), "--root".to_owned(), text(&work.root())];
+    let mut command = Command::new(&scenario.server.host, HTTPD)
+        .args(own)
+        .args(["--listen".to_owned(), listen.to_string()])
+        .args(scenario.server.args.iter().map(|argument| place.placeholders.fill(argument)))
+        .cwd(&work.folder);
+    for (name, value) in &scenario.server.env {
+        command = command.env(name, value);
+    }
+    command
+}
+
+fn client_command(scenario: &Scenario, work: &Work, place: &Surroundings, server: SocketAddr) -> Command {
+    let client = &scenario.client;
+    let command = Command::new(&client.host, client.program.name()).cwd(&work.folder);
+    let command = match client.program {
+        Program::RdmaFetch => command.args(["--events", "-", "--output"]).arg(text(&work.output())),
+        // Nothing of the user's own settings may matter.
+        Program::Curl => command
+            .args(["--disable", "--silent", "--show-error", "--noproxy", "*", "--output"])
+            .arg(text(&work.output()))
+            .arg("--dump-header")
+            .arg(text(&work.heads())),
+    };
+    let mut command = command
+        .args(client.args.iter().map(|argument| place.placeholders.fill(argument)))
+        .arg(format!("http://{server}{}", client.target));
+    for (name, value) in &client.env {
+        command = command.env(name, value);
+    }
+    command
+}
+
+/// What curl saw, from the heads that it wrote down.
+fn curl_exchanges(heads: &Path) -> Result<Vec<Exchange>, Trouble> {
+    let what = "read the heads that curl wrote";
+    match fs::metadata(heads) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Ok(metadata) if metadata.len() > MAX_HEAD => {
+            return Err(Trouble::Said(format!("curl wrote heads of more than {MAX_HEAD} bytes")));
+        }
+        _ => {}
+    }
+    let bytes = fs::read(heads).map_err(io_trouble(what))?;
+    let heads = wire::response_heads(&bytes);
+    Ok(heads.into_iter().enumerate().map(|(index, head)| exchange(index as u64 + 1, head)).collect())
+}
+
+fn exchange(number: u64, head: HttpHead) -> Exchange {
+    let status = head.start.split(' ').nth(1).and_then(|status| status.parse().ok());
+    let headers = head.headers.into_iter().map(|(name, value)| (name.to_ascii_lowercase(), value));
+    Exchange { number, status, response_headers: headers.collect(), ..Exchange::default() }
+}
+
+fn ended(exit: Exit) -> String {
+    match exit {
+        Exit::Code(code) => format!("ended with exit code {code}"),
+        Exit::Signal(signal) => format!("was killed by signal {signal}"),
+    }
+}
