@@ -1,0 +1,95 @@
+//! For programs: an object a line.
+//!
+//! - `{"event":"started","topology","fabric","kernel","lab","scenarios","skipped"}`
+//! - `{"event":"scenario","name","file","verdict","seconds","goldens":[{"file","outcome","line","diff","seen"}],`
+//!   `"blessed":[…],"violations":[…],"error":{"message","logs":[{"name","text"}]}}`; `verdict` is `pass`, `blessed`, `fail`
+//!   or `error`, `outcome` is `same`, `differs` or `missing`; `error` is null unless the verdict is `error`
+//! - `{"event":"finished","passed","blessed","failed","errors","seconds","interrupted"}`
+
+use std::io::{self, Write};
+
+use serde_json::{Value, json};
+
+use super::{Event, Finding, Outcome, Reporter};
+use crate::golden::{Compared, Comparison};
+
+/// Writes JSON lines.
+pub struct Json<W>(W);
+
+impl<W: Write> Json<W> {
+    /// Writes to `out`.
+    pub fn new(out: W) -> Self {
+        Self(out)
+    }
+}
+
+impl<W: Write> Reporter for Json<W> {
+    fn event(&mut self, event: &Event<'_>) -> io::Result<()> {
+        let value = match event {
+            Event::Started(start) => json!({
+                "event": "started",
+                "topology": start.topology,
+                "fabric": start.fabric,
+                "kernel": start.kernel,
+                "lab": start.lab,
+                "scenarios": start.scenarios,
+                "skipped": start.skipped,
+            }),
+            Event::ScenarioStarted { .. } => return Ok(()),
+            Event::ScenarioFinished(finding) => scenario(finding),
+            Event::Finished(summary) => json!({
+                "event": "finished",
+                "passed": summary.passed,
+                "blessed": summary.blessed,
+                "failed": summary.failed,
+                "errors": summary.errors,
+                "seconds": summary.elapsed.as_secs_f64(),
+                "interrupted": summary.interrupted,
+            }),
+        };
+        writeln!(self.0, "{value}")?;
+        self.0.flush()
+    }
+}
+
+fn scenario(finding: &Finding) -> Value {
+    let mut value = json!({
+        "event": "scenario",
+        "name": finding.name,
+        "file": finding.file,
+        "verdict": finding.verdict().word(),
+        "seconds": finding.elapsed.as_secs_f64(),
+        "goldens": [],
+        "blessed": [],
+        "violations": [],
+        "error": null,
+    });
+    match &finding.outcome {
+        Outcome::Error(error) => {
+            let logs: Vec<Value> =
+                error.logs.iter().map(|(name, text)| json!({ "name": name, "text": text })).collect();
+            value["error"] = json!({ "message": error.message, "logs": logs });
+        }
+        Outcome::Observed { comparisons, blessed, violations } => {
+            value["goldens"] = comparisons.iter().map(golden).collect();
+            value["blessed"] = json!(blessed);
+            value["violations"] = json!(violations);
+        }
+    }
+    value
+}
+
+fn golden(comparison: &Comparison) -> Value {
+    let (outcome, diff) = match &comparison.outcome {
+        Compared::Same => ("same", None),
+        Compared::Differs(diff) => ("differs", Some(diff.render(false))),
+        Compared::Missing => ("missing", None),
+    };
+    json!({
+        "file": comparison.file,
+        "outcome": outcome,
+        "line": comparison.first_line(),
+        "diff": diff,
+        "seen": comparison.seen(),
+    })
+}
