@@ -22,6 +22,7 @@ mod global;
 mod graph;
 mod lab;
 mod perf;
+mod run;
 mod session;
 mod shell;
 mod status;
@@ -65,6 +66,7 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Verb {
+    Run(run::Args),
     Up(up::Args),
     Down(down::Args),
     Status(status::Args),
@@ -85,6 +87,7 @@ enum Verb {
 impl Verb {
     fn run(self, global: &Global) -> Outcome {
         match self {
+            Self::Run(args) => args.run(global),
             Self::Up(args) => args.run(global),
             Self::Down(args) => args.run(global),
             Self::Status(args) => args.run(global),
