@@ -98,9 +98,9 @@ struct Args {
     )]
     connect_timeout: Duration,
 
-    /// How long each wait may take: for the response (which a server sends after an RDMA transfer), for the end of the
-    /// transfer, for the next part of a body
-    #[arg(long, value_name = "SECONDS", default_value = "120", value_parser = seconds, env = "RDMA_FETCH_TIMEOUT")]
+    /// How long each wait may take: for the response (which a server sends after the whole RDMA transfer), for the end of
+    /// the transfer, for the next part of a body
+    #[arg(long, value_name = "SECONDS", default_value = "300", value_parser = seconds, env = "RDMA_FETCH_TIMEOUT")]
     timeout: Duration,
 
     /// Accept RDMA connections here; by default on the HTTP connection's own address, any port
@@ -303,7 +303,9 @@ impl From<ClientError> for Failure {
         let code = match &error {
             ClientError::Resolve { .. } => 6,
             ClientError::Connect { .. } => 7,
-            ClientError::TimedOut { .. } => 28,
+            ClientError::TimedOut { .. } => {
+                return Self(28, format!("{error}; --timeout may be raised for a slow link"));
+            }
             ClientError::Request(_) => USAGE,
             ClientError::Field(_)
             | ClientError::Protocol(_)

@@ -27,8 +27,8 @@ pub struct Options {
     pub maxlen: u64,
     /// For the TCP connection.
     pub connect_timeout: Duration,
-    /// For each wait: the response's head (which a server sends after an RDMA transfer), the end of the transfer, the next
-    /// piece of a body.
+    /// For each wait: the response's head, the end of the transfer, the next piece of a body. A server sends the head after
+    /// the RDMA transfer, and how far that is cannot be seen, so this must be more than the whole transfer takes.
     pub timeout: Duration,
     /// Where to accept RDMA connections; the HTTP connection's own address and any port by default.
     pub listen: Option<SocketAddr>,
@@ -43,7 +43,7 @@ impl Default for Options {
         Self {
             maxlen: 1 << 30,
             connect_timeout: Duration::from_secs(10),
-            timeout: Duration::from_secs(120),
+            timeout: Duration::from_secs(300),
             listen: None,
             advertise: None,
             crc: true,

@@ -55,31 +55,28 @@ impl HttpConnection {
 }
 
 impl Slot {
-    /// The connection to the offer's address: the kept one, or a new one in its place.
-    pub(super) async fn connected(
+    /// The connection to the offer's address: the kept one, or a new one in its place. It is the caller's, who drops it if
+    /// the transfer does not end well (then nothing of ours can reach the peer's memory), or else gives it back.
+    pub(super) async fn take(
         &mut self,
         fabric: &dyn Fabric,
         offer: &Offer,
         config: &RdmaConfig,
         recorder: &Recorder,
-    ) -> Result<&Kept, FabricError> {
-        let usable = match &self.0 {
-            Some(kept) => kept.address == offer.address && !kept.channel.is_closed().await,
-            None => false,
-        };
-        if !usable && let Some(old) = self.0.take() {
-            old.channel.close().await;
+    ) -> Result<Kept, FabricError> {
+        match self.0.take() {
+            Some(kept) if kept.address == offer.address && !kept.channel.is_closed().await => {
+                return Ok(kept);
+            }
+            Some(other) => other.channel.close().await,
+            None => {}
         }
-        let kept = match self.0.take() {
-            Some(kept) => kept,
-            None => connect(fabric, offer, config, recorder).await?,
-        };
-        Ok(self.0.insert(kept))
+        connect(fabric, offer, config, recorder).await
     }
 
-    /// Drops the connection, after which nothing of ours can reach the peer's memory.
-    pub(super) fn discard(&mut self) {
-        self.0 = None;
+    /// Keeps a connection for the next exchange.
+    pub(super) fn keep(&mut self, kept: Kept) {
+        self.0 = Some(kept);
     }
 }
 

@@ -55,7 +55,7 @@ impl Shared {
             }
         };
         let mut slot = http.lock().await;
-        let kept = match slot.connected(&*self.fabric, &offer, &self.config, &self.recorder).await {
+        let kept = match slot.take(&*self.fabric, &offer, &self.config, &self.recorder).await {
             Ok(kept) => kept,
             Err(error) => {
                 tracing::warn!(address = %offer.address, %error, "no RDMA connection to the client");
@@ -71,15 +71,15 @@ impl Shared {
             registration: &*self.registration,
             recorder: &self.recorder,
         };
-        match transfer.run(kept, body.as_mut()).await {
-            Ok(()) => done(Response::from_parts(parts, ()), &offer, length),
-            Err(error) => {
-                slot.discard();
-                match error.reason() {
-                    Some(reason) => failed(reason, &error),
-                    None => Response::from_parts(parts, broken(error)),
-                }
+        match transfer.run(&kept, body.as_mut()).await {
+            Ok(()) => {
+                slot.keep(kept);
+                done(Response::from_parts(parts, ()), &offer, length)
             }
+            Err(error) => match error.reason() {
+                Some(reason) => failed(reason, &error),
+                None => Response::from_parts(parts, broken(error)),
+            },
         }
     }
 

@@ -60,7 +60,7 @@ pub(super) struct Transfer<'a> {
 type InFlight = (BoxFuture<'static, Result<(), FabricError>>, Box<dyn Source>);
 
 impl Transfer<'_> {
-    /// Moves the whole body. On an error the caller must discard the connection.
+    /// Moves the whole body. On an error the caller must drop the connection.
     pub(super) async fn run<B>(&self, kept: &Kept, body: Pin<&mut B>) -> Result<(), TransferError>
     where
         B: Body,

@@ -100,3 +100,25 @@ fn a_client_that_stalls_is_given_up_and_asks_again() {
     assert!(failures(&events)[0].contains("the client took nothing for 500ms"), "{events:#?}");
     assert_eq!(assert_no_leak(&events).1, 1);
 }
+
+#[test]
+fn a_server_that_is_told_to_stop_finishes_what_it_began() {
+    let length = 64 << 20;
+    let InTransfer { httpd, fetch, directory } = in_transfer(&[], &[], length);
+    let events = httpd.stop();
+    assert_eq!(failures(&events), Vec::<&str>::new());
+    assert_eq!(assert_no_leak(&events), (64, 1));
+    let (status, events) = fetch.end();
+    assert_eq!(status.code(), Some(0));
+    assert_eq!(received(&events), [("rdma", length)]);
+    assert_eq!(std::fs::metadata(directory.path().join("out")).unwrap().len(), length);
+}
+
+#[test]
+fn a_server_that_is_told_to_stop_waits_for_nobody_for_ever() {
+    let InTransfer { httpd, fetch, .. } = in_transfer(&["--grace", "0.3"], &[], LONG);
+    fetch.signal(Signal::SIGSTOP);
+    let events = httpd.stop();
+    assert_eq!(failures(&events).len(), 1, "{events:#?}");
+    assert_eq!(assert_no_leak(&events).1, 1);
+}

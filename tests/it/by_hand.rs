@@ -4,6 +4,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 
 use http::HeaderValue;
+use rdma_http::events::Event;
 use rdma_http::fabric::soft::{SoftFabric, SoftOptions};
 use rdma_http::fabric::{Access, ConnectOptions, Connection, Fabric, FabricError, Pd, RemoteAddress, Stag};
 use rdma_http::header::{Offer, TransferId};
@@ -88,6 +89,39 @@ async fn a_client_that_rejects_or_has_no_such_region_is_answered() {
     let events = tokio::task::spawn_blocking(|| httpd.stop()).await.unwrap();
     assert_eq!(failures(&events).len(), usize::from(failed));
     assert_no_leak(&events);
+}
+
+#[test]
+fn a_client_that_leaves_http_in_mid_transfer_is_noticed_at_once() {
+    let mut httpd = Httpd::start(&["--stall-timeout", "1000"]);
+    httpd.sparse_file("body.bin", 1 << 26);
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let mut http = TcpStream::connect(httpd.address).unwrap();
+    write!(
+        http,
+        "GET /body.bin HTTP/1.1\r\nHost: x\r\n\
+         RDMA: server-writes, ip=127.0.0.1, port={}, stag=642, to=0, maxlen=1073741824\r\n\r\n",
+        address.port()
+    )
+    .unwrap();
+    // An MPA Reply is the Request with another key, and the same private data will do (RFC 5044, section 7.1.1).
+    let (mut rdma, _) = listener.accept().unwrap();
+    let mut request = [0; 20];
+    rdma.read_exact(&mut request).unwrap();
+    let mut private_data = vec![0; usize::from(u16::from_be_bytes([request[18], request[19]]))];
+    rdma.read_exact(&mut private_data).unwrap();
+    request[..16].copy_from_slice(b"MPA ID Rep Frame");
+    rdma.write_all(&[&request[..], &private_data].concat()).unwrap();
+    // Then nothing is read any more, so the transfer cannot end.
+    httpd.running.wait_for("connection", |event| matches!(event, Event::RdmaConnected { .. }));
+    httpd.running.wait_for("region", |event| matches!(event, Event::RegionRegistered { .. }));
+    drop(http);
+    httpd.running.wait_for("failure", |event| matches!(event, Event::Failed { .. }));
+    httpd.running.wait_for("end", |event| matches!(event, Event::RdmaClosed { .. }));
+    let events = httpd.stop();
+    assert!(failures(&events)[0].contains("the client's HTTP connection ended"), "{events:#?}");
+    assert_eq!(assert_no_leak(&events).1, 1);
 }
 
 /// How a server made by hand breaks the protocol.

@@ -277,13 +277,6 @@ pub(crate) fn have(program: &str, test: &str) -> bool {
     if directories.map(|directory| directory.join(program)).any(|file| file.is_file()) {
         return true;
     }
-    skip(test, &format!("{program} is not installed"));
+    crate::support::skip(test, &format!("{program} is not installed"));
     false
-}
-
-/// Says that a test cannot run here; fails where nothing may be skipped.
-pub(crate) fn skip(test: &str, reason: &str) {
-    let message = format!("SKIP {test}: {reason}");
-    assert!(std::env::var_os("TESTBED_REQUIRE_ALL").is_none(), "{message}");
-    println!("{message}");
 }

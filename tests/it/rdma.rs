@@ -132,7 +132,7 @@ fn ipv6_and_no_crc_work_too() {
     let mut httpd = command(env!("CARGO_BIN_EXE_rdma-httpd"));
     httpd.arg("--root").arg(directory.path()).args(["--listen", "[::1]:0", "--events", "-", "--crc", "off"]);
     if std::net::TcpListener::bind("[::1]:0").is_err() {
-        crate::program::skip("ipv6_and_no_crc_work_too", "this machine has no IPv6");
+        crate::support::skip("ipv6_and_no_crc_work_too", "this machine has no IPv6");
         return;
     }
     let mut running = crate::program::Running::start(httpd);
