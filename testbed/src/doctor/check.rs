@@ -196,13 +196,19 @@ fn netem(facts: &Facts) -> Check {
                 Module::Absent => facts.distribution.extra_modules(&facts.release),
                 _ => Some("sudo modprobe sch_netem".to_owned()),
             };
-            amiss("netem", Status::Limited, "the kernel has none", "the relay emulates links instead", remedy)
+            amiss(
+                "netem",
+                Status::Limited,
+                "the kernel has none",
+                "only links with driver = \"netem\" need it; the relay carries all others",
+                remedy,
+            )
         }
         Some(Err(error)) => amiss(
             "netem",
             Status::Limited,
             format!("the kernel refuses it: {}", error.desc()),
-            "the relay emulates links instead",
+            "only links with driver = \"netem\" need it; the relay carries all others",
             None,
         ),
     }
@@ -306,8 +312,8 @@ fn abilities(facts: &Facts, links: Links, able: bool, checks: &[Check]) -> Vec<A
         vec![ability("soft labs", able, soft), ability("relay links", able && links != Links::None, relay)];
     let netem = status("netem") == Some(Status::Ok);
     let how = match (netem, able) {
-        (true, _) => "where it can do what a link asks for",
-        (false, true) => "the relay is used",
+        (true, _) => "for links with driver = \"netem\"",
+        (false, true) => "the relay does all of it",
         (false, false) => "and no lab to use it in",
     };
     abilities.push(ability("netem links", netem, how));

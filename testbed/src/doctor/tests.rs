@@ -121,7 +121,7 @@ fn a_debian_with_everything() {
             "kernel/drivers/infiniband/sw/rxe/rdma_rxe.ko: kernel/x.ko\n",
         )
         .examine();
-    insta::assert_snapshot!(report.render(false), @r"
+    insta::assert_snapshot!(report.render(false), @r#"
     ✓ kernel      Linux 6.1.0-44-amd64 on Debian GNU/Linux 12 (bookworm)
     ✓ namespaces  made in a user namespace, without root
     ✓ tun         TAP devices can be made
@@ -144,11 +144,11 @@ fn a_debian_with_everything() {
 
     soft labs: yes, without root
     relay links: yes, over TAP devices
-    netem links: yes, where it can do what a link asks for
+    netem links: yes, for links with driver = "netem"
     siw: no, soft does without
     rxe: no, soft does without
     all tests: yes, every judge is installed
-    ");
+    "#);
 }
 
 #[test]
@@ -265,7 +265,7 @@ fn without_tun_packet_sockets_carry_the_links() {
 }
 
 #[test]
-fn without_netem_the_relay_is_used() {
+fn without_netem_the_relay_does_all() {
     let without = |machine: Machine| machine.attempts(|a| a.netem = Some(Err(Errno::ENOENT))).examine();
     let report = without(Machine::ubuntu());
     assert!(report.able);

@@ -8,14 +8,13 @@ use std::ops::Range;
 use ipnet::IpNet;
 
 use super::address::{self, Pool};
+use super::compile::frame;
 use super::error::{Findings, nearest};
 use super::parse::{File, FileLink, Settings};
 use super::reader::At;
 use super::units::{Queue, Size, Time};
 use super::{Direction, Driver, End, Endpoint, Host, Link, Topology};
 
-/// What a segmenting NIC hands over as one: the largest IP packet and its Ethernet header.
-pub(super) const LARGEST_FRAME: u64 = 65_535 + 14;
 /// What one direction of a link may hold: a bound on the memory that a file can ask for.
 const MAX_UNDER_WAY: u128 = 4 << 30;
 
@@ -281,9 +280,9 @@ fn link(link: FileLink, addresses: [IpNet; 2], findings: &mut Findings) -> Link 
             .help("at least 1280 (RFC 8200, section 5)");
     }
     let (a_to_b, b_to_a) = (direction(&link.a_to_b), direction(&link.b_to_a));
-    impairments(&link.a_to_b, a_to_b, b_to_a.delay, findings);
+    impairments(&link.a_to_b, a_to_b, b_to_a.delay, link.mtu, findings);
     if format!("{:?}", link.a_to_b) != format!("{:?}", link.b_to_a) {
-        impairments(&link.b_to_a, b_to_a, a_to_b.delay, findings);
+        impairments(&link.b_to_a, b_to_a, a_to_b.delay, link.mtu, findings);
     }
     if link.driver == Driver::Veth && (a_to_b, b_to_a) != Default::default() {
         findings
@@ -314,7 +313,7 @@ fn direction(said: &Settings) -> Direction {
     }
 }
 
-fn impairments(said: &Settings, direction: Direction, back: Time, findings: &mut Findings) {
+fn impairments(said: &Settings, direction: Direction, back: Time, mtu: u32, findings: &mut Findings) {
     if let Some(jitter) = &said.jitter
         && direction.jitter > direction.delay
     {
@@ -335,11 +334,11 @@ fn impairments(said: &Settings, direction: Direction, back: Time, findings: &mut
             .help("a frame overtakes those that are under way: give the link a delay");
     }
     if let Some(queue) = &said.queue {
-        self::queue(queue, said.rate.is_some(), findings);
+        self::queue(queue, mtu, said.rate.is_some(), findings);
     }
     if let (Some(rate), Some(at)) = (direction.rate, &said.rate) {
         let under_way = u128::from(rate.0) * direction.delay.0.as_nanos() / 8_000_000_000;
-        let total = under_way + u128::from(direction.queue_bytes(back).unwrap_or(0));
+        let total = under_way + u128::from(direction.queue_bytes(back, mtu).unwrap_or(0));
         if total > MAX_UNDER_WAY {
             findings
                 .add(at.span.clone(), format!("{rate} over {} cannot be emulated", direction.delay))
@@ -349,16 +348,13 @@ fn impairments(said: &Settings, direction: Direction, back: Time, findings: &mut
     }
 }
 
-fn queue(queue: &At<Option<Queue>>, has_rate: bool, findings: &mut Findings) {
+fn queue(queue: &At<Option<Queue>>, mtu: u32, has_rate: bool, findings: &mut Findings) {
     match queue.value {
-        Some(Queue::Bytes(size)) if size.0 < LARGEST_FRAME => {
+        Some(Queue::Bytes(size)) if size.0 < frame(mtu) => {
             findings
                 .add(queue.span.clone(), format!("a queue of {size} cannot hold one frame"))
                 .label("too small")
-                .help(format!(
-                    "at least {}: hosts hand over up to 64 KiB at once and leave the cutting to the NIC",
-                    Size(LARGEST_FRAME)
-                ));
+                .help(format!("a full frame of an mtu of {mtu} has {} bytes", frame(mtu)));
         }
         Some(_) if !has_rate => {
             findings

@@ -3,7 +3,6 @@
 
 use std::collections::BTreeMap;
 
-use super::check::LARGEST_FRAME;
 use super::units::{Queue, Rate, Time};
 use super::{
     Direction, Endpoint, Host, HostPlan, Impairment, InterfacePlan, Link, LinkPlan, Mac, Plan, Topology,
@@ -11,6 +10,8 @@ use super::{
 
 /// A flow over a link of no length still comes in bursts, so a queue of "1 bdp" holds at least this long of its rate.
 const SHORTEST_QUEUE: Time = Time(std::time::Duration::from_millis(2));
+/// And at least this many full frames, for a slow link.
+const FEWEST_FRAMES: u64 = 4;
 /// An unlimited link is taken to carry this much when TCP's windows are sized.
 const UNLIMITED: Rate = Rate(40_000_000_000);
 /// What the kernel takes by itself where memory is plentiful (Documentation/networking/ip-sysctl.rst): least, initial and
@@ -21,8 +22,8 @@ const TCP_WMEM: [u64; 3] = [4_096, 16_384, 4_194_304];
 const LARGEST_BUFFER: u64 = 1 << 30;
 
 impl Direction {
-    /// Bytes of the queue, on a link whose other direction has the delay `back`.
-    pub(super) fn queue_bytes(&self, back: Time) -> Option<u64> {
+    /// Bytes of the queue, on a link of this `mtu` whose other direction has the delay `back`.
+    pub(super) fn queue_bytes(&self, back: Time, mtu: u32) -> Option<u64> {
         match self.queue? {
             Queue::Bytes(size) => Some(size.0),
             Queue::MilliBdp(milli) => {
@@ -30,23 +31,28 @@ impl Direction {
                 let bdp = product(rate, Time(self.delay.0 + back.0));
                 let queue = u128::from(bdp) * u128::from(milli) / 1_000;
                 let queue = u64::try_from(queue).unwrap_or(u64::MAX);
-                Some(queue.max(product(rate, SHORTEST_QUEUE)).max(2 * LARGEST_FRAME))
+                Some(queue.max(product(rate, SHORTEST_QUEUE)).max(FEWEST_FRAMES * frame(mtu)))
             }
         }
     }
 
-    fn impairment(&self, back: Time) -> Impairment {
+    fn impairment(&self, back: Time, mtu: u32) -> Impairment {
         Impairment {
             delay: self.delay.0,
             jitter: self.jitter.0,
             rate: self.rate.map(|rate| rate.0),
-            queue: self.queue_bytes(back),
+            queue: self.queue_bytes(back, mtu),
             loss: self.loss.0,
             reorder: self.reorder.0,
             duplicate: self.duplicate.0,
             corrupt: self.corrupt.0,
         }
     }
+}
+
+/// Bytes of a full Ethernet frame, without preamble and FCS.
+pub(super) fn frame(mtu: u32) -> u64 {
+    u64::from(mtu) + 14
 }
 
 /// Bytes that `rate` carries in `time`.
@@ -121,8 +127,8 @@ fn link(link: &Link) -> LinkPlan {
         name: link.name.clone(),
         a: endpoint(0),
         b: endpoint(1),
-        a_to_b: link.a_to_b.impairment(link.b_to_a.delay),
-        b_to_a: link.b_to_a.impairment(link.a_to_b.delay),
+        a_to_b: link.a_to_b.impairment(link.b_to_a.delay, link.mtu),
+        b_to_a: link.b_to_a.impairment(link.a_to_b.delay, link.mtu),
         driver: link.driver,
     }
 }

@@ -133,7 +133,7 @@ impl fmt::Display for Endpoint {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Driver {
-    /// netem where the kernel has it and it can do what is asked, else the relay.
+    /// The relay: it does whatever may be asked, alike on every machine, and can be captured.
     #[default]
     Auto,
     /// The agent forwards frames between two TAP devices (or two AF_PACKET sockets).

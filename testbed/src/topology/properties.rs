@@ -66,7 +66,7 @@ proptest! {
             let [a, b] = [0, 1].map(|end| link.ends[end].address);
             prop_assert_eq!(a.trunc(), b.trunc());
         }
-        prop_assert!(plan.links.iter().all(|link| link.a_to_b.queue >= Some(2 * 65_549)));
+        prop_assert!(plan.links.iter().all(|link| link.a_to_b.queue >= Some(4 * 1_514)));
     }
 
     #[test]

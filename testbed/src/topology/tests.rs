@@ -367,7 +367,7 @@ fn links_that_cannot_be() {
 #[test]
 fn impairments_that_cannot_be() {
     let with = |more: &str| problems(&format!("{GOOD}{more}\n"));
-    insta::assert_snapshot!(with("queue = \"9 kB\""), @"8:9 a queue of 9 kB cannot hold one frame | at least 65.549 kB: hosts hand over up to 64 KiB at once and leave the cutting to the NIC");
+    insta::assert_snapshot!(with("queue = \"1 kB\""), @"8:9 a queue of 1 kB cannot hold one frame | a full frame of an mtu of 1500 has 1514 bytes");
     insta::assert_snapshot!(with("loss = 5"), @r#"8:8 a probability of 5 is impossible | a bare number is from 0 to 1; did you mean "5 %"?"#);
     insta::assert_snapshot!(with("jitter = \"26 ms\""), @"8:10 a jitter of 26 ms on a delay of 25 ms | no frame can arrive before it was sent");
     insta::assert_snapshot!(with("mtu = 100"), @"8:7 an mtu of 100 is impossible | from 576 to 65521 bytes");
