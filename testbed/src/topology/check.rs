@@ -12,7 +12,7 @@ use super::compile::frame;
 use super::error::{Findings, nearest};
 use super::parse::{File, FileLink, Settings};
 use super::reader::At;
-use super::units::{Queue, Size, Time};
+use super::units::{Queue, Time};
 use super::{Direction, Driver, End, Endpoint, Host, Link, Topology};
 
 /// What one direction of a link may hold: a bound on the memory that a file can ask for.
