@@ -374,6 +374,29 @@ async fn mpa_initiator_accepts_fpdu_coalesced_with_reply() {
 }
 
 #[tokio::test]
+async fn what_comes_with_the_rtr_is_answered() {
+    let (fabric, listener) = listen(SoftOptions::default()).await;
+    let pd = fabric.allocate_pd().unwrap();
+    let region = pd.register(vec![7; 4], Access::REMOTE_READ).unwrap();
+    let mut peer = TcpStream::connect(listener.local_addr()).await.unwrap();
+    peer.write_all(&hex(golden::REQUEST_V2_P2P)).await.unwrap();
+    let request = soon(listener.accept()).await.unwrap();
+    let accepted = request.accept(&pd, ConnectOptions::default());
+    let talk = async {
+        let mut reply = [0; 24];
+        peer.read_exact(&mut reply).await.unwrap();
+        let mut bytes = tagged(Opcode::Write, Stag(1), 0, b"");
+        bytes.extend(read_request(region.stag(), 0, 4));
+        peer.write_all(&bytes).await.unwrap();
+        let mut response = [0; 24];
+        peer.read_exact(&mut response).await.unwrap();
+        assert_eq!(response[16..20], [7; 4]);
+    };
+    let (connection, ()) = soon(async { tokio::join!(accepted, talk) }).await;
+    connection.unwrap();
+}
+
+#[tokio::test]
 async fn a_terminate_fails_everything_with_its_words() {
     let mut bytes = hex(golden::REPLY_V2);
     bytes.extend(hex(golden::TERMINATE_TAGGED));

@@ -53,6 +53,7 @@ impl Driver {
             }
             let wrote = wire.write()?;
             let read = wire.read()?;
+            let arrived = wire.unhandled();
             while let Some(event) = wire.next_event(shared.receives()) {
                 if let Some(end) = self.handle(event) {
                     return Ok(end);
@@ -62,7 +63,9 @@ impl Driver {
                 wire.shut_down();
                 shut = true;
             }
-            if wrote == Progress::Some || read == Progress::Some {
+            // What was handled may have to be answered, also if it came with the start-up and was not read here.
+            let handled = wire.unhandled() < arrived;
+            if wrote == Progress::Some || read == Progress::Some || handled {
                 tokio::task::coop::consume_budget().await;
                 continue;
             }

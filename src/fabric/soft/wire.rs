@@ -120,6 +120,11 @@ impl Wire {
         event
     }
 
+    /// Bytes that were read and not handled.
+    pub(super) fn unhandled(&self) -> usize {
+        self.input.pending().len()
+    }
+
     /// Whether everything that will ever be sent is in the socket.
     pub(super) fn is_drained(&self) -> bool {
         self.written == self.output.len() && self.connection.is_drained()
