@@ -12,6 +12,7 @@ pub mod ring;
 pub mod scheduler;
 pub mod tap;
 pub mod vnet;
+mod waiter;
 
 use crate::topology::Impairment;
 

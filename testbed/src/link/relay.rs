@@ -9,7 +9,7 @@ use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::thread::JoinHandle;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags};
@@ -21,6 +21,7 @@ use super::port::{Receive, Transmit};
 use super::ring::FrameRing;
 use super::scheduler::{Nanos, Scheduler, Verdict};
 use super::vnet::{self, MAX_RECORD, VnetHeader};
+use super::waiter::{Wait, Waiter};
 use crate::agent::protocol::DirectionStatus;
 use crate::topology::Impairment;
 
@@ -89,6 +90,7 @@ impl Relay {
             overtaking: FrameRing::new(overtaking),
             discarded: vec![0; MAX_RECORD].into_boxed_slice(),
             origin: Instant::now(),
+            waiter: Waiter::default(),
             shared: Arc::clone(&shared),
         };
         let name = name.to_owned();
@@ -166,6 +168,7 @@ struct Forwarder {
     overtaking: FrameRing,
     discarded: Box<[u8]>,
     origin: Instant,
+    waiter: Waiter,
     shared: Arc<Shared>,
 }
 
@@ -246,16 +249,16 @@ impl Forwarder {
             let first = self.overtaking.front().is_some_and(|(d, _)| d == due);
             let ring = if first { &mut self.overtaking } else { &mut self.under_way };
             let Some((_, record)) = ring.front() else { return };
-            match self.transmit.transmit(record) {
-                Ok(()) => {
-                    self.shared.frames.fetch_add(1, Ordering::Relaxed);
-                    self.shared.bytes.fetch_add((record.len() - vnet::HEADER_LEN) as u64, Ordering::Relaxed);
-                }
-                // The host's interface is down, or its kernel is out of memory: the frame is gone, as on a wire.
-                Err(error) => {
-                    tracing::debug!(%error, "a host did not take a frame");
-                    self.shared.dropped.fetch_add(1, Ordering::Relaxed);
-                }
+            // Counted first, so that whoever has received a frame finds it counted.
+            let bytes = (record.len() - vnet::HEADER_LEN) as u64;
+            self.shared.frames.fetch_add(1, Ordering::Relaxed);
+            self.shared.bytes.fetch_add(bytes, Ordering::Relaxed);
+            // The host's interface is down, or its kernel is out of memory: the frame is gone, as on a wire.
+            if let Err(error) = self.transmit.transmit(record) {
+                tracing::debug!(%error, "a host did not take a frame");
+                self.shared.frames.fetch_sub(1, Ordering::Relaxed);
+                self.shared.bytes.fetch_sub(bytes, Ordering::Relaxed);
+                self.shared.dropped.fetch_add(1, Ordering::Relaxed);
             }
             ring.pop();
         }
@@ -269,24 +272,27 @@ impl Forwarder {
         }
     }
 
-    /// Until a frame enters, one is due, or the relay is to stop.
-    fn sleep(&self) -> io::Result<()> {
-        let timeout = match self.next_due() {
-            Some(due) => {
-                let Some(left) = due.0.checked_sub(self.now().0).filter(|left| *left > 0) else {
-                    return Ok(());
-                };
-                Some(TimeSpec::from(std::time::Duration::from_nanos(left)))
-            }
-            None => None,
+    /// Until a frame enters, one is due, or the relay is to stop; or not at all, if that is soon.
+    fn sleep(&mut self) -> io::Result<()> {
+        let now = self.now();
+        let wait = self.waiter.before(now, self.next_due());
+        let timeout = match wait {
+            Wait::Not => return Ok(()),
+            Wait::Until(time) => Some(TimeSpec::from(Duration::from_nanos(time.0 - now.0))),
+            Wait::Ever => None,
         };
         let mut fds = [
             PollFd::new(self.receive.readiness(), PollFlags::POLLIN),
             PollFd::new(self.shared.wake.as_fd(), PollFlags::POLLIN),
         ];
-        match nix::poll::ppoll(&mut fds, timeout, None) {
-            Ok(_) | Err(Errno::EINTR) => Ok(()),
-            Err(error) => Err(error.into()),
+        match (nix::poll::ppoll(&mut fds, timeout, None), wait) {
+            (Ok(0), Wait::Until(time)) => {
+                let now = self.now();
+                self.waiter.woke(time, now);
+                Ok(())
+            }
+            (Ok(_) | Err(Errno::EINTR), _) => Ok(()),
+            (Err(error), _) => Err(error.into()),
         }
     }
 }
