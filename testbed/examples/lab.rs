@@ -1,6 +1,9 @@
 //! Brings up a lab, runs a shell script in one of its hosts for each pair of arguments, and takes it down.
 //!
-//! `cargo run -p testbed --example lab -- wan-10g client 'ping -c 3 server'`
+//! `cargo run -p testbed --example lab -- wan-10g client 'ping -c 3 10.10.0.1'`
+//!
+//! With `LAB_WITHOUT_TAP` in the environment its relays use packet sockets, as they do for who may not open
+//! `/dev/net/tun`.
 
 use std::os::fd::AsFd;
 use std::time::Instant;

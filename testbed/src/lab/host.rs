@@ -90,6 +90,11 @@ impl Host {
         Ok(())
     }
 
+    /// Gives up the namespace, which ends when nobody else is in it.
+    pub(super) async fn close(self) {
+        self.netlink.close().await;
+    }
+
     /// Its namespace.
     pub(super) fn namespace(&self) -> BorrowedFd<'_> {
         self.namespace.as_fd()

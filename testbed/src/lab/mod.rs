@@ -108,11 +108,13 @@ impl Lab {
         // Ending the relays waits for their threads, and closing a TAP device for the kernel.
         let down = tokio::task::spawn_blocking(move || {
             links.iter().for_each(Link::ask_to_stop);
-            let errors = links.into_iter().filter_map(|link| link.teardown().err()).collect();
-            drop(hosts);
-            errors
+            links.into_iter().filter_map(|link| link.teardown().err()).collect()
         });
         let ended_badly = |e| vec![LabError::operation(format!("a part of the lab ended badly: {e}"))];
-        down.await.unwrap_or_else(ended_badly)
+        let errors = down.await.unwrap_or_else(ended_badly);
+        for host in hosts {
+            host.close().await;
+        }
+        errors
     }
 }

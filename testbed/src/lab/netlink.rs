@@ -38,6 +38,13 @@ impl Netlink {
         Ok(Self { handle, task: tokio::spawn(connection) })
     }
 
+    /// Closes the socket, which is otherwise closed when the runtime gets to it.
+    pub(super) async fn close(mut self) {
+        self.task.abort();
+        // It was aborted, and says so.
+        let _ = (&mut self.task).await;
+    }
+
     /// The index of an interface.
     pub(super) async fn index(&self, interface: &str) -> io::Result<u32> {
         let mut links = self.handle.link().get().match_name(interface.to_owned()).execute();

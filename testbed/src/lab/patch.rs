@@ -45,17 +45,16 @@ pub(super) async fn connect(ends: Vec<End<'_>>) -> Result<HashMap<Endpoint, Port
     }))
     .await?;
 
-    let wanted: Vec<_> = ends.into_iter().map(|end| (end.endpoint, end.mtu, end.offload)).collect();
-    let open = move || {
-        let ports = wanted.into_iter().enumerate().map(|(n, (endpoint, mtu, offload))| {
-            match packet::open(&name(n), mtu as usize + FRAME_HEADER, offload) {
-                Ok(port) => Ok((endpoint, port)),
-                Err(e) => Err(LabError::step(endpoint, "open a packet socket to it", e)),
-            }
-        });
-        ports.collect()
-    };
-    namespace.enter(open).await.map_err(|e| LabError::step(place, "enter it", e))?
+    // A socket's ring takes a while to be made: all of them at once.
+    let opened = try_join_all(ends.iter().enumerate().map(async |(n, end)| {
+        let (largest, offload) = (end.mtu as usize + FRAME_HEADER, end.offload);
+        let port = namespace.enter(move || packet::open(&name(n), largest, offload)).await;
+        match port.flatten() {
+            Ok(port) => Ok((end.endpoint.clone(), port)),
+            Err(e) => Err(LabError::step(&end.endpoint, "open a packet socket to it", e)),
+        }
+    }));
+    Ok(opened.await?.into_iter().collect())
 }
 
 fn name(n: usize) -> String {

@@ -281,3 +281,97 @@ async fn the_kernel_carries_what_asks_for_it() {
         Err(error) => assert!(error.message.starts_with("link wire: this kernel has no netem"), "{error}"),
     }
 }
+
+/// The network namespaces in which processes are, or which they hold open.
+fn namespaces() -> std::collections::BTreeSet<String> {
+    let processes = std::fs::read_dir("/proc")
+        .unwrap()
+        .flatten()
+        .filter(|e| e.file_name().to_string_lossy().bytes().all(|b| b.is_ascii_digit()));
+    let mut found = std::collections::BTreeSet::new();
+    for process in processes {
+        let descriptors = std::fs::read_dir(process.path().join("fd")).into_iter().flatten().flatten();
+        let links = descriptors.map(|fd| fd.path()).chain([process.path().join("ns/net")]);
+        // A process that has just ended has none.
+        let targets = links.filter_map(|link| std::fs::read_link(link).ok());
+        found.extend(targets.map(|t| t.display().to_string()).filter(|t| t.starts_with("net:[")));
+    }
+    found
+}
+
+/// The lab's namespaces, as [`namespaces`] names them.
+fn namespaces_of(lab: &Lab) -> Vec<String> {
+    let name = |host| {
+        let inode = nix::sys::stat::fstat(lab.netns(host).unwrap()).unwrap().st_ino;
+        format!("net:[{inode}]")
+    };
+    ["a", "b"].map(name).into()
+}
+
+#[tokio::test]
+async fn nothing_is_left_after_teardown() {
+    if !can("nothing_is_left_after_teardown") {
+        return;
+    }
+    for device in [RelayDevice::Tap, RelayDevice::Packet] {
+        let interfaces = std::fs::read_to_string("/proc/thread-self/net/dev").unwrap().lines().count();
+        let descriptors = std::fs::read_dir("/proc/self/fd").unwrap().count();
+        let lab = Lab::build_with(pair("driver = \"relay\""), device).await.unwrap();
+        let mine = namespaces_of(&lab);
+        assert!(mine.iter().all(|n| namespaces().contains(n)));
+        // Interfaces are the hosts' and the relay's; this process's own namespace sees none of them.
+        let now = std::fs::read_to_string("/proc/thread-self/net/dev").unwrap().lines().count();
+        assert_eq!(now, interfaces);
+        assert!(lab.teardown().await.is_empty());
+        assert!(mine.iter().all(|n| !namespaces().contains(n)), "{device:?}");
+        assert_eq!(std::fs::read_dir("/proc/self/fd").unwrap().count(), descriptors, "{device:?}");
+        let threads = std::fs::read_dir("/proc/self/task").unwrap().flatten();
+        let names = threads.filter_map(|t| std::fs::read_to_string(t.path().join("comm")).ok());
+        assert_eq!(names.filter(|n| n.contains("eth0")).count(), 0, "{device:?}");
+    }
+}
+
+#[tokio::test]
+async fn nothing_is_left_after_a_kill() {
+    const TEST: &str = "lab::nothing_is_left_after_a_kill";
+    const INSIDE: &str = "LAB_TEST_TO_BE_KILLED";
+    if !can(TEST) {
+        return;
+    }
+    if std::env::var_os(INSIDE).is_some() {
+        let lab = Lab::build(pair("delay = \"1 ms\"")).await.unwrap();
+        println!("namespaces {}", namespaces_of(&lab).join(" "));
+        std::future::pending::<()>().await;
+    }
+    let mut child = Command::new(std::env::current_exe().unwrap())
+        .args([TEST, "--exact", "--nocapture"])
+        .env(INSIDE, "1")
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let lines = std::io::BufReader::new(child.stdout.take().unwrap());
+    let line =
+        std::io::BufRead::lines(lines).map(Result::unwrap).find(|l| l.starts_with("namespaces")).unwrap();
+    let theirs: Vec<_> = line.split(' ').skip(1).map(str::to_owned).collect();
+    assert!(theirs.len() == 2 && theirs.iter().all(|n| namespaces().contains(n)), "{line}");
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert!(theirs.iter().all(|n| !namespaces().contains(n)), "{line}");
+}
+
+#[tokio::test]
+async fn an_error_leaves_nothing() {
+    if !can("an_error_leaves_nothing") {
+        return;
+    }
+    let descriptors = std::fs::read_dir("/proc/self/fd").unwrap().count();
+    let mut plan = pair("");
+    // The last step of all fails, when everything else is there.
+    plan.hosts[1].sysctls = [("net.ipv4.tcp_magic".to_owned(), "1".to_owned())].into();
+    let error = Lab::build(plan).await.unwrap_err();
+    assert!(error.message.starts_with("host b: there is no setting"), "{error}");
+    // The netlink sockets are closed by the runtime as it gets to it.
+    while std::fs::read_dir("/proc/self/fd").unwrap().count() != descriptors {
+        tokio::task::yield_now().await;
+    }
+}
