@@ -168,6 +168,23 @@ async fn reads_that_may_not_be() {
 }
 
 #[tokio::test]
+async fn mem_invalidated_stag_blocks_in_flight_segments() {
+    let mut raw = Raw::connected().await;
+    // Half of a Write, and a Send in the middle of it, as tagged and untagged messages may mix.
+    let control = Control { last: false, ulp: Opcode::Write.control() };
+    let mut bytes = framed(Header::Tagged { control, stag: raw.region.stag(), to: 0 }, b"first");
+    bytes.extend(untagged(SEND, Queue::SEND, 1, 0, b"half way"));
+    raw.peer.write_all(&bytes).await.unwrap();
+    soon(raw.connection.receive()).await.unwrap();
+    let stag = raw.region.stag();
+    assert_eq!(raw.region.deregister().unwrap(), *b"first\0\0\0\0\0");
+    // The memory is whoever's now; what names its STag is an error of the peer's.
+    let fresh = raw.pd.register(vec![0; 10], Access::REMOTE_WRITE).unwrap();
+    let raw = Raw { region: fresh, ..raw };
+    raw.expect(&tagged(Opcode::Write, stag, 5, b"other"), Code::TAGGED_INVALID_STAG).await;
+}
+
+#[tokio::test]
 async fn ddp_no_buffer_1_2_02() {
     let raw = Raw::connected().await;
     // A receive that nobody waits for any more is not a posted one.

@@ -172,25 +172,6 @@ async fn rdmap_send_inv_invalidates_before_completion() {
     assert_eq!(sink.deregister().unwrap(), [0; 10]);
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn mem_invalidated_stag_blocks_in_flight_segments() {
-    let (a, b) = default_pair().await;
-    let length = 256 << 20;
-    let source = a.region(vec![1; length], Access::LOCAL_READ);
-    let sink = b.region(vec![0; length], Access::REMOTE_WRITE);
-    let sent = a.connection.send(Bytes::new());
-    let written = a.connection.write(&source, 0, length, at(&sink, 0));
-    soon(b.connection.receive()).await.unwrap();
-    sent.await.unwrap();
-    let memory = sink.deregister().unwrap();
-    let placed = memory.iter().take_while(|byte| **byte == 1).count();
-    assert!(memory[placed..].iter().all(|byte| *byte == 0), "a beginning was placed and no more");
-    assert_ne!(placed, length, "the Write was under way");
-    let error = soon(b.connection.closed()).await;
-    assert!(matches!(&error, FabricError::Protocol(e) if e.starts_with("1/1/00")), "{error}");
-    assert!(soon(written).await.is_err());
-}
-
 #[tokio::test]
 async fn a_source_that_is_gone_fails_its_write_alone() {
     let (a, b) = default_pair().await;
