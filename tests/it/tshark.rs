@@ -195,7 +195,7 @@ impl Capture {
     const LAST: u16 = 40002;
 
     fn start(file: &Path) -> Result<Self, String> {
-        let mut tshark = Command::new("tshark")
+        let mut tshark = program(file)
             .args(["-i", "lo", "-B", "64", "-f", "tcp or udp", "-w"])
             .arg(file)
             .args(["-P", "-l", "-T", "fields", "-e", "udp.dstport"])
@@ -247,8 +247,15 @@ impl Capture {
     }
 }
 
+/// tshark without the settings of whoever runs the test: its home is the directory of the capture.
+fn program(file: &Path) -> Command {
+    let mut tshark = Command::new("tshark");
+    tshark.env_remove("XDG_CONFIG_HOME").env("HOME", file.parent().expect("the capture is in a directory"));
+    tshark
+}
+
 fn tshark(file: &Path, arguments: &[&str]) -> String {
-    let output = Command::new("tshark").arg("-r").arg(file).args(DISSECTION).args(arguments).output();
+    let output = program(file).arg("-r").arg(file).args(DISSECTION).args(arguments).output();
     let output = output.expect("tshark runs");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).expect("tshark writes UTF-8")
