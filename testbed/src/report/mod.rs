@@ -171,10 +171,8 @@ impl Finding {
                 details: diff.render(color),
             }),
             Compared::Missing => Some(Problem {
-                message: format!(
-                    "has no golden yet; look at what was seen, then bless it: testbed run {} --bless",
-                    self.name
-                ),
+                message: "has no golden yet; look at what was seen, then run it again with --bless"
+                    .to_owned(),
                 line: None,
                 file,
                 details: indent(comparison.seen()),
