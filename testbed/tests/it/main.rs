@@ -5,6 +5,8 @@ mod bench;
 mod cli;
 mod doctor;
 mod lab;
+mod run;
 mod shell;
 mod support;
 mod topology;
+mod tshark;
