@@ -12,7 +12,7 @@
 //! let layer = RdmaLayer::new(fabric, RdmaConfig::default(), Recorder::default());
 //! let service = layer.layer(tower_http::services::ServeDir::new("/srv"));
 //! let listener = tokio::net::TcpListener::bind("10.0.0.1:8080").await?;
-//! serve(listener, service, ServeOptions::default(), std::future::pending()).await;
+//! serve(listener, service, ServeOptions::default(), std::future::pending::<()>()).await;
 //! # Ok(())
 //! # }
 //! ```
