@@ -31,6 +31,7 @@ pub(super) const AGENT_PID: i32 = 2;
 
 /// Runs the agent for the lab in `directory`. The process must have no thread but this one.
 pub fn main(directory: &Path) -> ExitCode {
+    close_inherited();
     let (caller, lock) = match descriptors() {
         Ok(descriptors) => descriptors,
         Err(error) => {
@@ -94,6 +95,17 @@ fn start(directory: &Path, caller: &mut Option<UnixStream>, lock: File) -> Resul
     match caller.take() {
         Some(caller) => Ok(server::run(Start { lab, plan, pid, listener, caller, lock })),
         None => Ok(ExitCode::FAILURE),
+    }
+}
+
+/// Closes what whoever called `testbed up` had open: a lab would hold their locks and pipes for as long as it lives.
+fn close_inherited() {
+    let entries = fs::read_dir("/proc/self/fd").into_iter().flatten().flatten();
+    let open: Vec<i32> = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
+    // Nothing in this process has opened anything yet, so all beyond the standard three is inherited (or the directory
+    // that was just read, and is closed again).
+    for fd in open.into_iter().filter(|fd| *fd > 2) {
+        let _ = nix::unistd::close(fd);
     }
 }
 

@@ -4,6 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use nix::errno::Errno;
+use nix::unistd::geteuid;
 
 /// What was tried.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,6 +66,11 @@ fn reason(step: Step, errno: Errno, privileged: bool, sys: &Path) -> String {
             .to_owned();
     }
     match (step, errno) {
+        (Step::IdMap, Errno::EPERM) if geteuid().is_root() => {
+            "mapping root needs CAP_SETFCAP, which this root lacks (user_namespaces(7)); \
+             give it that, or CAP_SYS_ADMIN and CAP_NET_ADMIN, or run as an ordinary user"
+                .to_owned()
+        }
         (Step::Proc, _) if denied => {
             "parts of this machine's /proc are hidden, as in a container, so the kernel allows no second one; \
              run the container with --security-opt systempaths=unconfined, or --privileged"

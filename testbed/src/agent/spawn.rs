@@ -12,6 +12,7 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::mount::{MsFlags, mount};
 use nix::pty::{grantpt, posix_openpt, ptsname_r, unlockpt};
 use nix::sched::{CloneFlags, setns, unshare};
+use nix::sys::signal::{SigHandler, Signal, signal};
 use nix::unistd::{Pid, pipe2, sethostname, setsid};
 use rustix::termios::{Winsize, tcsetwinsize};
 use tokio::io::unix::AsyncFd;
@@ -96,7 +97,8 @@ fn start(
     Ok(Spawned { child, pid, stdin, outputs, terminal })
 }
 
-/// What the new process does before it becomes the program.
+/// What the new process does before it becomes the program. Signals that whoever called `testbed up` had ignored, as
+/// `nohup` and a script's `&` do, would else be ignored by every command, and Ctrl-C would be lost on it.
 fn enter(netns: BorrowedFd<'_>, host: &str, has_terminal: bool) -> io::Result<()> {
     setns(netns, CloneFlags::CLONE_NEWNET)?;
     unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWUTS)?;
@@ -106,6 +108,10 @@ fn enter(netns: BorrowedFd<'_>, host: &str, has_terminal: bool) -> io::Result<()
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
     let _ = mount(Some(c"sysfs"), c"/sys", Some(c"sysfs"), flags, None::<&std::ffi::CStr>);
     setsid()?;
+    for one in Signal::iterator() {
+        // SAFETY: the default action runs none of our code. (It cannot be set, and is not needed, for KILL and STOP.)
+        let _ = unsafe { signal(one, SigHandler::SigDfl) };
+    }
     if has_terminal {
         // SAFETY: descriptor 0 is the terminal that `start` passed; it stays open until the program runs.
         rustix::process::ioctl_tiocsctty(unsafe { BorrowedFd::borrow_raw(0) })?;

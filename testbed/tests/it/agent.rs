@@ -1,20 +1,17 @@
 //! Labs from the outside: up, status, exec, down, and what happens when something is killed in between.
 
 use std::fs;
-use std::io::{Read as _, Write as _};
+use std::io::Read as _;
 use std::process::{Child, Stdio};
 
-use bytes::Bytes;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
-use testbed::agent::client::{Client, ClientError, Command};
+use testbed::agent::client::{Client, ClientError};
 use testbed::agent::protocol::Exit;
-use testbed::agent::runtime::Runtime;
-use testbed::guest::host::{self, Options};
-use tokio::io::AsyncReadExt as _;
+use testbed::guest::host;
 
-use super::support::{LONG, Labs, skip, wait_for};
+use super::support::{Labs, skip, wait_for};
 
 fn pid(value: &Value) -> i32 {
     value.as_i64().and_then(|pid| i32::try_from(pid).ok()).unwrap()
@@ -71,26 +68,28 @@ fn an_ordinary_user_has_the_same() {
     goes_up_works_and_goes_down(&labs);
 }
 
-/// Root's capabilities where user namespaces are turned off: in a user namespace, whose limits are its own.
-fn without_user_namespaces(test: &str, script: &str) -> Option<std::process::Output> {
+/// Runs a script as root of a user namespace, after `before` made it as poor as a container; `$0` is testbed.
+fn in_a_container(test: &str, before: &str, script: &str) -> Option<std::process::Output> {
     let labs = Labs::new(test)?;
-    let off = "echo 0 > /proc/sys/user/max_user_namespaces || exit 99; ";
-    let mut command =
-        labs.command(&["unshare", "--user", "--map-root-user", "sh", "-c", &format!("{off}{script}")]);
-    let output = command.output();
+    let script = format!("{before} || exit 99; {script}");
+    let output =
+        labs.command(&["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", &script]).output();
     match output {
         Ok(output) if output.status.code() != Some(99) => Some(output),
         other => {
-            skip(test, &format!("user namespaces cannot be turned off here: {other:?}"));
+            skip(test, &format!("`{before}` does not work here: {other:?}"));
             None
         }
     }
 }
 
+const NO_USER_NAMESPACES: &str = "echo 0 > /proc/sys/user/max_user_namespaces";
+
 #[test]
 fn root_needs_no_user_namespaces() {
     let script = "\"$0\" up direct && \"$0\" exec client -- ping -c1 server && \"$0\" down";
-    let Some(output) = without_user_namespaces("root_needs_no_user_namespaces", script) else { return };
+    let test = "root_needs_no_user_namespaces";
+    let Some(output) = in_a_container(test, NO_USER_NAMESPACES, script) else { return };
     assert!(output.status.success(), "{output:?}");
 }
 
@@ -98,10 +97,37 @@ fn root_needs_no_user_namespaces() {
 fn where_user_namespaces_are_off_the_remedy_is_named() {
     let script = "exec setpriv --bounding-set=-all \"$0\" up direct";
     let test = "where_user_namespaces_are_off_the_remedy_is_named";
-    let Some(output) = without_user_namespaces(test, script) else { return };
+    let Some(output) = in_a_container(test, NO_USER_NAMESPACES, script) else { return };
     let text = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(3), "{text}");
     assert!(text.contains("sysctl -w user.max_user_namespaces="), "{text}");
+}
+
+#[test]
+fn where_proc_is_partly_hidden_the_remedy_is_named() {
+    let test = "where_proc_is_partly_hidden_the_remedy_is_named";
+    let hide = "mount -t tmpfs none /proc/sys";
+    // Without capabilities it needs a user namespace of its own, which may not uncover what was covered outside.
+    let script = "exec setpriv --bounding-set=-all,+setfcap \"$0\" up direct";
+    let Some(output) = in_a_container(test, hide, script) else { return };
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(3), "{text}");
+    assert!(text.contains("cannot mount /proc") && text.contains("systempaths=unconfined"), "{text}");
+}
+
+#[test]
+fn a_lab_that_cannot_be_built_leaves_nothing() {
+    let Some(labs) = Labs::new("a_lab_that_cannot_be_built_leaves_nothing") else { return };
+    let file = labs.path("bad.toml");
+    let text = "hosts.a.sysctls = { \"net.ipv4.no_such_setting\" = \"1\" }\nhosts.b = {}\n\
+                links = [{ endpoints = [\"a:eth0\", \"b:eth0\"] }]\n";
+    fs::write(&file, text).unwrap();
+    let output = labs.run(["up", file.to_str().unwrap()]);
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(matches!(output.status.code(), Some(1..=3)), "{text}");
+    assert!(text.contains("no_such_setting"), "{text}");
+    labs.assert_nothing_lives();
+    assert!(labs.remains().is_empty());
 }
 
 #[test]
@@ -209,7 +235,7 @@ fn whoever_is_killed_while_the_lab_goes_up_leaves_nothing() {
             }
             let status = up.wait().unwrap();
             if !status.success() && labs.expect(0, ["status"]).contains("agent ") {
-                // It was killed after it had let the lab go, a moment before its end.
+                // It had let the lab go a moment before its end, or the lab is dead as well.
                 labs.expect(0, ["down"]);
             }
             if !status.success() {
@@ -250,82 +276,6 @@ fn an_agent_that_hangs_is_killed() {
 }
 
 #[test]
-fn exit_codes_are_passed_on() {
-    let Some(labs) = Labs::new("exit_codes_are_passed_on") else { return };
-    labs.expect(0, ["up", "direct"]);
-    let sh = |code, script: &str| labs.expect(code, ["exec", "client", "--", "sh", "-c", script]);
-    sh(0, "exit 0");
-    sh(7, "exit 7");
-    sh(255, "exit 255");
-    sh(128 + 9, "kill -KILL $$");
-    sh(128 + 15, "kill -TERM $$");
-    let text = labs.expect(127, ["exec", "client", "--", "no-such-program"]);
-    assert!(text.contains("`no-such-program` was not found in PATH"), "{text}");
-    labs.expect(126, ["exec", "client", "--", "/etc/hosts"]);
-    labs.expect(126, ["exec", "client", "--", "/etc"]);
-    let text = labs.expect(2, ["exec", "nobody", "--", "true"]);
-    assert!(text.contains("no host `nobody`") && text.contains("server, client"), "{text}");
-    let text = labs.expect(0, ["exec", "-e", "GREETING=hello", "client", "sh", "-c", "echo $GREETING"]);
-    assert_eq!(text, "hello\n");
-}
-
-#[test]
-fn streams_are_carried_as_they_are() {
-    let Some(labs) = Labs::new("streams_are_carried_as_they_are") else { return };
-    labs.expect(0, ["up", "direct"]);
-    let data: Vec<u8> = (0..8u32 << 20).map(|n| (n.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
-    let mut cat = labs.testbed();
-    let cat = cat.args(["exec", "client", "--", "cat"]).stdin(Stdio::piped()).stdout(Stdio::piped());
-    let mut cat = cat.spawn().unwrap();
-    let mut stdin = cat.stdin.take().unwrap();
-    let written = data.clone();
-    let writer = std::thread::spawn(move || stdin.write_all(&written).unwrap());
-    let output = cat.wait_with_output().unwrap();
-    writer.join().unwrap();
-    assert!(output.status.success());
-    assert!(output.stdout == data, "{} bytes came back, or others", output.stdout.len());
-
-    let output = labs.run(["exec", "client", "--", "sh", "-c", "echo to out; echo to err >&2"]);
-    assert_eq!((&output.stdout[..], &output.stderr[..]), (&b"to out\n"[..], &b"to err\n"[..]));
-
-    // What is left behind with the streams open does not hold the command up.
-    let text = labs.expect(0, ["exec", "client", "--", "sh", "-c", "sleep 1000 & echo done"]);
-    assert_eq!(text, "done\n");
-}
-
-#[test]
-fn signals_are_passed_on_to_the_command() {
-    let Some(labs) = Labs::new("signals_are_passed_on_to_the_command") else { return };
-    labs.expect(0, ["up", "direct"]);
-    for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT] {
-        let script = "trap 'exit 42' INT TERM HUP QUIT; echo on; while :; do read line; done";
-        let mut command = labs.testbed();
-        let command = command.args(["exec", "client", "--", "sh", "-c", script]);
-        let mut command = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
-        command.stdout.as_mut().unwrap().read_exact(&mut [0; 3]).unwrap();
-        send(i32::try_from(command.id()).unwrap(), signal);
-        assert_eq!(command.wait().unwrap().code(), Some(42), "{signal}");
-    }
-}
-
-#[test]
-fn a_client_that_is_killed_takes_its_command_along() {
-    let Some(labs) = Labs::new("a_client_that_is_killed_takes_its_command_along") else { return };
-    labs.expect(0, ["up", "direct"]);
-    let mut command = labs.testbed();
-    let command =
-        command.args(["exec", "client", "--", "sh", "-c", "sleep 1000 & trap '' TERM; echo on; wait; wait"]);
-    let mut client = command.stdout(Stdio::piped()).spawn().unwrap();
-    client.stdout.as_mut().unwrap().read_exact(&mut [0; 3]).unwrap();
-    assert_eq!(labs.status()["hosts"][1]["commands"], 1);
-    client.kill().unwrap();
-    client.wait().unwrap();
-    wait_for("the command's end", || (labs.status()["hosts"][1]["commands"] == 0).then_some(()));
-    let left = labs.run(["exec", "client", "--", "pgrep", "-x", "sleep"]);
-    assert_eq!(left.status.code(), Some(1), "{left:?}");
-}
-
-#[test]
 fn down_asks_commands_to_end_before_it_insists() {
     let Some(labs) = Labs::new("down_asks_commands_to_end_before_it_insists") else { return };
     labs.expect(0, ["up", "direct"]);
@@ -359,73 +309,11 @@ fn a_capture_holds_the_frames_of_a_link() {
     labs.expect(2, ["capture", "start", "no-such-link", "-w", file.to_str().unwrap()]);
 }
 
-fn options(labs: &Labs) -> Options {
-    Options {
-        runtime: Runtime::at(labs.runtime()),
-        program: env!("CARGO_BIN_EXE_testbed").into(),
-        timeout: LONG,
-    }
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_stalled_reader_stalls_the_command_and_nothing_grows() {
-    const BYTES: u64 = 256 << 20;
-    let Some(labs) = Labs::new("a_stalled_reader_stalls_the_command_and_nothing_grows") else { return };
-    let plan = testbed::topology::load("direct").unwrap();
-    let up = host::up(&"direct".parse().unwrap(), &plan, &options(&labs)).await.unwrap();
-    let memory = || {
-        let status = fs::read_to_string(format!("/proc/{}/status", up.status.agent_pid)).unwrap();
-        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
-        line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() << 10
-    };
-    let before = memory();
-    let command = Command::new("client", "head").args(["-c", &BYTES.to_string(), "/dev/zero"]);
-    let mut running = up.client.exec(command).await.unwrap();
-    let mut stdout = running.stdout.take().unwrap();
-    running.stderr = None;
-    // Once the command waits for its pipe to be read, everything between it and us is full.
-    let head = wait_for("the command to stall", || {
-        labs.processes().into_iter().find(|pid| {
-            let comm = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
-            let waits = fs::read_to_string(format!("/proc/{pid}/syscall")).unwrap_or_default();
-            // write(1, …)
-            comm == "head\n" && waits.starts_with("1 0x1 ")
-        })
-    });
-    assert!(head > 0);
-    assert!(memory() < before + (64 << 20), "{} -> {}", before, memory());
-    // Nothing was lost meanwhile.
-    let mut buffer = vec![0; 1 << 20];
-    let mut total = 0;
-    loop {
-        match stdout.read(&mut buffer).await.unwrap() {
-            0 => break,
-            n => total += n as u64,
-        }
-    }
-    assert_eq!(total, BYTES);
-    assert_eq!(running.wait().await.unwrap(), Exit::Code(0));
-    assert!(memory() < before + (64 << 20), "{} -> {}", before, memory());
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn input_that_nobody_reads_does_not_hold_signals_up() {
-    let Some(labs) = Labs::new("input_that_nobody_reads_does_not_hold_signals_up") else { return };
-    let plan = testbed::topology::load("direct").unwrap();
-    let up = host::up(&"direct".parse().unwrap(), &plan, &options(&labs)).await.unwrap();
-    let mut running = up.client.exec(Command::new("client", "sleep").arg("1000")).await.unwrap();
-    let mut stdin = running.stdin.take().unwrap();
-    let writer = tokio::spawn(async move { stdin.write(Bytes::from(vec![0; 16 << 20])).await });
-    running.signal(Signal::SIGINT as i32).await;
-    assert_eq!(running.wait().await.unwrap(), Exit::Signal(Signal::SIGINT as i32));
-    assert!(writer.await.unwrap().is_err(), "16 MiB went to a command that reads nothing");
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_lab_ends_with_whoever_holds_it() {
     let Some(labs) = Labs::new("a_lab_ends_with_whoever_holds_it") else { return };
     let plan = testbed::topology::load("direct").unwrap();
-    let up = host::up(&"direct".parse().unwrap(), &plan, &options(&labs)).await.unwrap();
+    let up = host::up(&"direct".parse().unwrap(), &plan, &labs.options()).await.unwrap();
     let lab = up.client.lab().clone();
     up.client.status().await.unwrap();
     drop(up);

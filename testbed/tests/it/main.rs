@@ -4,6 +4,7 @@ mod agent;
 mod bench;
 mod cli;
 mod doctor;
+mod exec;
 mod lab;
 mod run;
 mod shell;

@@ -79,9 +79,11 @@ fn a_shell_has_a_prompt_a_size_and_an_exit_code() {
     terminal.until("# ");
 
     // Ctrl-C is the remote command's.
-    terminal.write("echo sleep''ing; sleep 1000\r");
-    terminal.until("sleeping");
+    let script = "trap \"echo inter''rupted; exit\" INT; echo wait''ing; while :; do read x; done";
+    terminal.write(&format!("sh -c '{}'\r", script.replace('\'', "'\\''")));
+    terminal.until("waiting");
     terminal.write("\x03");
+    terminal.until("interrupted");
     terminal.until("# ");
     terminal.write("exit 5\r");
     assert_eq!(terminal.child.wait().unwrap().code(), Some(5));

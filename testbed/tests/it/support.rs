@@ -8,6 +8,8 @@ use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
+use testbed::agent::runtime::Runtime;
+use testbed::guest::host::Options;
 
 /// After this long an event that was waited for will not come.
 pub(crate) const LONG: Duration = Duration::from_secs(60);
@@ -87,6 +89,11 @@ impl Labs {
 
     pub(crate) fn lab(&self, name: &str) -> PathBuf {
         self.runtime().join(name)
+    }
+
+    /// The same for the library.
+    pub(crate) fn options(&self) -> Options {
+        Options { runtime: Runtime::at(self.runtime()), program: self.program.clone(), timeout: LONG }
     }
 
     /// `testbed`, to be given its arguments.
