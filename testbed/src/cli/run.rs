@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io::{self, BufWriter};
 use std::path::{Path, PathBuf};
+use std::pin::pin;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -12,6 +13,7 @@ use miette::Diagnostic;
 use rdma_http::fabric::FabricKind;
 use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
 
 use super::lab::seconds;
 use super::{Code, Failure, Global, Outcome, block_on, say};
@@ -253,9 +255,20 @@ impl Session<'_> {
         };
         let begun = Instant::now();
         let mut summary = Summary::default();
-        let ran = tokio::select! {
-            ran = self.scenarios(scenarios, &lab, &mut reporters, &mut summary) => ran.map(|()| None),
-            signal = interrupts.next() => Ok(Some(signal)),
+        let (cancel, cancelled) = watch::channel(false);
+        let ran = {
+            let mut running = pin!(self.scenarios(scenarios, &lab, &cancelled, &mut reporters, &mut summary));
+            tokio::select! {
+                ran = &mut running => ran.map(|()| None),
+                signal = interrupts.next() => {
+                    // What is under way winds up, unless it is asked for twice.
+                    cancel.send_replace(true);
+                    tokio::select! {
+                        ran = &mut running => ran.map(|()| Some(signal)),
+                        signal = interrupts.next() => Ok(Some(signal)),
+                    }
+                }
+            }
         };
         let down = self.leave(lab).await;
         summary.elapsed = begun.elapsed();
@@ -301,6 +314,7 @@ impl Session<'_> {
         &self,
         scenarios: &[&Scenario],
         lab: &Lab,
+        cancelled: &watch::Receiver<bool>,
         reporters: &mut Reporters,
         summary: &mut Summary,
     ) -> Result<(), Failure> {
@@ -312,12 +326,20 @@ impl Session<'_> {
             scenarios: scenarios.len(),
             skipped: self.skipped,
         }))?;
-        let runner =
-            Runner { client: &lab.client, plan: self.plan, fabric: self.fabric, keep: self.args.keep };
+        let runner = Runner {
+            client: &lab.client,
+            plan: self.plan,
+            fabric: self.fabric,
+            keep: self.args.keep,
+            cancelled,
+        };
         for scenario in scenarios {
             reporters.tell(&Event::ScenarioStarted { name: &scenario.name })?;
             let begun = Instant::now();
             let outcome = self.scenario(scenario, &runner).await?;
+            if *cancelled.borrow() {
+                break;
+            }
             let finding = Finding {
                 name: scenario.name.clone(),
                 file: scenario.file.clone(),

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use rdma_http::fabric::FabricKind;
 use tempfile::TempDir;
+use tokio::sync::watch;
 
 use super::body::{self, Content};
 use super::program::{Program as Process, Told, tail};
@@ -43,6 +44,8 @@ pub struct Runner<'a> {
     pub fabric: FabricKind,
     /// Leaves the files of every run in the lab's directory.
     pub keep: bool,
+    /// Becomes true when the run is to be broken off.
+    pub cancelled: &'a watch::Receiver<bool>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -85,7 +88,8 @@ impl Work {
 }
 
 impl Runner<'_> {
-    /// Runs a scenario. Bounded by the scenario's own timeout and what taking things down may take.
+    /// Runs a scenario. Bounded by the scenario's own timeout and what taking things down may take. To be broken off by
+    /// [`cancelled`](Self::cancelled), not by dropping: a capture would go on in a lab that is left up.
     pub async fn run(&self, scenario: &Scenario) -> Result<Observation, RunError> {
         let (client_said, server_said) = (Told::default(), Told::default());
         let outcome = self.timed(scenario, &client_said, &server_said).await;
@@ -137,7 +141,11 @@ impl Runner<'_> {
         let served = make_bodies(scenario, &work.root()).await?;
         self.client.capture_start(&place.link, &work.capture()).await?;
         let flow = self.flow(scenario, work, &place, client_said, server_said);
-        let flowed = tokio::time::timeout(scenario.timeout, flow).await;
+        let mut cancelled = self.cancelled.clone();
+        let flowed = tokio::select! {
+            flowed = tokio::time::timeout(scenario.timeout, flow) => flowed,
+            Ok(_) = cancelled.wait_for(|cancelled| *cancelled) => Ok(Err(Trouble::Said("interrupted".to_owned()))),
+        };
         // The programs have ended, or have just been dropped and so killed; the capture must end in any case.
         let (frames, dropped) = self.client.capture_stop(&place.link).await?;
         let sides = flowed.unwrap_or_else(|_| {
@@ -350,5 +358,40 @@ fn ended(exit: Exit) -> String {
     match exit {
         Exit::Code(code) => format!("ended with exit code {code}"),
         Exit::Signal(signal) => format!("was killed by signal {signal}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn surroundings(change: impl FnOnce(&mut Plan)) -> Result<Surroundings, Trouble> {
+        let mut plan = crate::topology::load("wan-10g").unwrap();
+        change(&mut plan);
+        let text = "description = \"x\"\n[server]\n[client]\ntarget = \"/x\"\n";
+        Surroundings::new(&plan, &Scenario::parse(Path::new("get-x.toml"), text).unwrap())
+    }
+
+    #[test]
+    fn nobody_has_the_last_address_of_the_subnet_that_is_free() {
+        let there = surroundings(|_| {}).unwrap();
+        assert_eq!(there.placeholders.fill("{server} {client} {nobody}"), "10.10.0.1 10.10.0.2 10.10.0.254");
+        assert_eq!(there.link, "wan");
+        assert_eq!(there.addresses[&"10.10.0.254".parse().unwrap()], "nobody");
+        let taken = |plan: &mut Plan| {
+            plan.hosts[0].interfaces[0].address = "10.10.0.254/24".parse().unwrap();
+        };
+        assert_eq!(surroundings(taken).unwrap().placeholders.fill("{nobody}"), "10.10.0.253");
+    }
+
+    #[test]
+    fn a_subnet_without_a_free_address_and_a_host_without_an_interface_are_said() {
+        let full = |plan: &mut Plan| {
+            plan.hosts[0].interfaces[0].address = "10.10.0.1/30".parse().unwrap();
+            plan.hosts[1].interfaces[0].address = "10.10.0.2/30".parse().unwrap();
+        };
+        assert!(surroundings(full).err().unwrap().to_string().contains("none is left for nobody"));
+        let bare = |plan: &mut Plan| plan.hosts[0].interfaces.clear();
+        assert!(surroundings(bare).err().unwrap().to_string().contains("no host"));
     }
 }

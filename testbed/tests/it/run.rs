@@ -375,6 +375,11 @@ fn a_lab_that_is_up_is_used_and_left_and_one_can_be_kept() {
     let said = bench.labs.run(bench.args(&["wan-10g", "get-missing"]));
     assert_eq!(said.status.code(), Some(0), "{}", text(&said.stdout));
     assert!(text(&said.stdout).contains("in lab wan-10g"));
+    let (child, _) = bench.start(&["wan-10g", "get-unreachable"]);
+    kill(Pid::from_raw(i32::try_from(child.id()).unwrap()), Signal::SIGINT).unwrap();
+    assert_eq!(child.wait_with_output().unwrap().status.code(), Some(130));
+    let said = bench.labs.run(bench.args(&["wan-10g", "get-missing"]));
+    assert_eq!(said.status.code(), Some(0), "an interrupted run left something: {}", text(&said.stdout));
     assert_eq!(bench.labs.status()["agent_pid"], agent, "it is the same lab");
     let kept: Vec<PathBuf> = fs::read_dir(bench.labs.lab("wan-10g"))
         .unwrap()
