@@ -1,12 +1,13 @@
 //! One host: a namespace, its interfaces and its settings.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd};
 
 use netlink_packet_route::tc::TcMessage;
 
 use super::error::LabError;
+use super::netdev;
 use super::netlink::Netlink;
 use super::netns::Namespace;
 use super::sysctl::{self, SysctlError};
@@ -88,6 +89,15 @@ impl Host {
         }
         self.sysctls = self.apply(plan.sysctls.clone()).await?;
         Ok(())
+    }
+
+    /// For each of its interfaces, frames that it dropped on sending: those that a late relay left no room for.
+    pub(super) fn dropped_on_sending(&self) -> HashMap<String, u64> {
+        let read = self.namespace.enter_blocking(netdev::dropped_on_sending).flatten();
+        read.unwrap_or_else(|error| {
+            tracing::warn!(%error, host = self.name, "cannot read its interfaces' counters");
+            HashMap::new()
+        })
     }
 
     /// Gives up the namespace, which ends when nobody else is in it.

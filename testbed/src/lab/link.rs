@@ -41,10 +41,12 @@ impl Link {
         &self.plan.name
     }
 
-    /// Who carries it, and its counters.
-    pub(super) fn status(&self) -> LinkStatus {
-        let [a_to_b, b_to_a] =
+    /// Who carries it, and its counters. `dropped_by` tells what an end dropped before the relay had it.
+    pub(super) fn status(&self, dropped_by: impl Fn(&Endpoint) -> Option<u64>) -> LinkStatus {
+        let [mut a_to_b, mut b_to_a] =
             self.relays.as_ref().map(|relays| relays.each_ref().map(Relay::status)).unwrap_or_default();
+        a_to_b.dropped += dropped_by(&self.plan.a).unwrap_or_default();
+        b_to_a.dropped += dropped_by(&self.plan.b).unwrap_or_default();
         LinkStatus { name: self.plan.name.clone(), driver: self.driver.to_owned(), a_to_b, b_to_a }
     }
 

@@ -8,11 +8,13 @@ mod build;
 mod error;
 mod host;
 mod link;
+mod netdev;
 mod netlink;
 mod netns;
 mod patch;
 mod sysctl;
 
+use std::collections::HashMap;
 use std::os::fd::BorrowedFd;
 use std::path::Path;
 
@@ -21,7 +23,7 @@ use self::host::Host;
 use self::link::Link;
 use crate::agent::protocol::{HostStatus, LinkStatus};
 use crate::link::tap;
-use crate::topology::Plan;
+use crate::topology::{Endpoint, Plan};
 
 /// What a relay has at each end of its link.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,9 +80,12 @@ impl Lab {
         self.hosts.iter().map(status).collect()
     }
 
-    /// For each link: who carries it, and its counters.
+    /// For each link: who carries it, and its counters. What an interface itself dropped, because the relay was late to
+    /// take it, counts among a direction's dropped frames.
     pub fn links(&self) -> Vec<LinkStatus> {
-        self.links.iter().map(Link::status).collect()
+        let dropped: HashMap<_, _> = self.hosts.iter().map(|h| (&h.name, h.dropped_on_sending())).collect();
+        let dropped_by = |end: &Endpoint| dropped.get(&end.host).and_then(|h| h.get(&end.interface)).copied();
+        self.links.iter().map(|link| link.status(dropped_by)).collect()
     }
 
     /// Starts writing every frame that enters `link`, in either direction, to a pcapng file, which is created or

@@ -21,7 +21,7 @@ impl Namespace {
     ) -> io::Result<(Self, T)> {
         on_a_thread(move || {
             nix::sched::unshare(CloneFlags::CLONE_NEWNET)?;
-            // /proc/thread-self is absent where /proc is another PID namespace's; the task's own entry is always right.
+            // The process's own entry, /proc/self, would be the main thread's namespace.
             let namespace = File::open("/proc/thread-self/ns/net")?;
             Ok((Self(Arc::new(namespace)), first()))
         })
@@ -39,6 +39,19 @@ impl Namespace {
             Ok(work())
         })
         .await?
+    }
+}
+
+impl Namespace {
+    /// As [`enter`](Self::enter), waiting for it here.
+    pub(super) fn enter_blocking<T: Send>(&self, work: impl FnOnce() -> T + Send) -> io::Result<T> {
+        std::thread::scope(|scope| {
+            let inside = std::thread::Builder::new().name("netns".into()).spawn_scoped(scope, || {
+                nix::sched::setns(self.as_fd(), CloneFlags::CLONE_NEWNET)?;
+                Ok(work())
+            })?;
+            inside.join().unwrap_or_else(|_| Err(io::Error::other("a thread panicked")))
+        })
     }
 }
 
