@@ -11,6 +11,7 @@ pub mod doctor;
 pub mod golden;
 pub mod guest;
 mod handle;
+pub mod kernel;
 pub mod lab;
 pub mod link;
 pub mod report;
