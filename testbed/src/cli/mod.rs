@@ -20,6 +20,7 @@ mod exec;
 mod failure;
 mod global;
 mod graph;
+mod kernel;
 mod lab;
 mod perf;
 mod run;
@@ -76,6 +77,7 @@ enum Verb {
     Doctor(doctor::Args),
     Bench(bench::Args),
     Graph(graph::Args),
+    Kernel(kernel::Args),
     Validate(validate::Args),
     Completions(completions::Args),
     #[command(hide = true)]
@@ -99,6 +101,7 @@ impl Verb {
             Self::Bench(args) => args.run(global),
             Self::Doctor(args) => args.run(global),
             Self::Graph(args) => args.run(global),
+            Self::Kernel(args) => args.run(global),
             Self::Validate(args) => args.run(global),
             Self::Completions(args) => args.run(global),
         }
