@@ -7,7 +7,7 @@ use std::time::{Instant, SystemTime};
 
 use super::apt::{self, Apt, Package};
 use super::archive::Archive;
-use super::cache::{Cache, Image, Lock, Manifest, remove_if_there};
+use super::cache::{Cache, Image, Lock, Manifest, discard, remove_if_there};
 use super::command::{Interrupt, Runner};
 use super::progress::{Progress, Stage, Watch};
 use super::{Fragment, KernelError, Platform, Source, Wanted, digest, toolchain};
@@ -169,9 +169,16 @@ impl<'a, W: Watch> Job<'a, W> {
             Ok(())
         })?;
         if !self.request.keep_sources {
-            remove_if_there(&directory)?;
-            source.remove()?;
+            let what = "the source and the objects".to_owned();
+            self.watch.progress(Progress::Started { stage: Stage::Clean, what });
+            let removing =
+                tokio::task::spawn_blocking(move || discard(&directory).and_then(|()| source.remove()));
+            let removed = async {
+                removing.await.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))
+            };
+            self.interrupt.or(removed).await?;
         }
+        drop(lock);
         Ok(Built { image, cached: false })
     }
 
@@ -322,7 +329,7 @@ impl Tree {
     /// Removes it, unless another build uses it.
     fn remove(self) -> Result<(), KernelError> {
         match self.ours {
-            Some((lock, directory)) if lock.try_upgrade() => remove_if_there(&directory),
+            Some((lock, directory)) if lock.try_upgrade() => discard(&directory),
             _ => Ok(()),
         }
     }

@@ -17,6 +17,9 @@ use serde::{Deserialize, Serialize};
 
 use super::{KernelError, Platform};
 
+/// What the name of something begins with that is being removed.
+const REMOVED: &str = ".removed-";
+
 /// The directory that kernels are kept in.
 #[derive(Clone, Debug)]
 pub struct Cache {
@@ -142,11 +145,7 @@ impl Cache {
             let problem = if named.is_empty() { "no kernel is" } else { "more than one kernel is" };
             return Err(KernelError::usage(format!("{problem} named {name:?}"), help));
         };
-        // First out of sight, so that nobody finds half of it.
-        let doomed = self.root.join("images").join(format!(".removed-{}", image.name()));
-        remove_if_there(&doomed)?;
-        fs::rename(&image.directory, &doomed).map_err(KernelError::io("remove", &image.directory))?;
-        remove_if_there(&doomed)?;
+        discard(&image.directory)?;
         Ok(image.clone())
     }
 
@@ -162,7 +161,7 @@ impl Cache {
         }
         for path in entries(&self.root.join("images"))? {
             let name = path.file_name().unwrap_or_default().to_string_lossy();
-            if name.starts_with(".removed-") {
+            if name.starts_with(REMOVED) {
                 freed += size(&path);
                 remove_if_there(&path)?;
             }
@@ -203,7 +202,9 @@ impl Cache {
         text.and_then(|text| fs::write(&file, text + "\n")).map_err(KernelError::io("write", &file))?;
         let directory = images.join(name);
         // There is one only where the user wants it built once more.
-        remove_if_there(&directory)?;
+        if directory.exists() {
+            discard(&directory)?;
+        }
         fs::rename(making.path(), &directory).map_err(KernelError::io("create", &directory))?;
         Ok(Image { directory, manifest })
     }
@@ -282,6 +283,15 @@ pub(super) fn remove_if_there(directory: &Path) -> Result<(), KernelError> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         Err(error) => Err(KernelError::io("remove", directory)(error)),
     }
+}
+
+/// Removes a directory so that nobody ever finds half of it under its name.
+pub(super) fn discard(directory: &Path) -> Result<(), KernelError> {
+    let name = directory.file_name().unwrap_or_default().to_string_lossy();
+    let doomed = directory.with_file_name(format!("{REMOVED}{name}"));
+    remove_if_there(&doomed)?;
+    fs::rename(directory, &doomed).map_err(KernelError::io("remove", directory))?;
+    remove_if_there(&doomed)
 }
 
 /// Bytes of the files below a directory; what cannot be read counts nothing.

@@ -241,9 +241,8 @@ impl Lines {
             lines.push_back(line.to_owned());
         };
         push(&mut self.last);
-        // Compilers and linkers, make, and apt.
-        if ["error:", "undefined reference", "***"].iter().any(|sign| line.contains(sign))
-            || line.starts_with("E: ")
+        // Compilers and linkers, and apt. Make's own come last, and say only where.
+        if ["error:", "undefined reference"].iter().any(|sign| line.contains(sign)) || line.starts_with("E: ")
         {
             push(&mut self.errors);
         }

@@ -13,6 +13,8 @@ pub enum Stage {
     Configure,
     /// Make runs.
     Compile,
+    /// The source and the objects are removed.
+    Clean,
 }
 
 impl fmt::Display for Stage {
@@ -22,6 +24,7 @@ impl fmt::Display for Stage {
             Self::Unpack => "unpacking",
             Self::Configure => "configuring",
             Self::Compile => "compiling",
+            Self::Clean => "removing",
         })
     }
 }

@@ -121,7 +121,7 @@ async fn a_tarball_becomes_an_image_and_the_second_call_does_no_work() {
     let request = bench.request(Source::Tarball(bench.tarball()));
     let mut stages = Stages::default();
     let built = bench.build(request.clone(), &mut stages).await.unwrap();
-    assert_eq!(stages.take(), [Stage::Unpack, Stage::Configure, Stage::Compile]);
+    assert_eq!(stages.take(), [Stage::Unpack, Stage::Configure, Stage::Compile, Stage::Clean]);
     assert!(!built.cached);
     let manifest = &built.image.manifest;
     assert_eq!((manifest.version.as_str(), manifest.platform), ("7.3.99", Platform::Uml));
@@ -209,7 +209,7 @@ async fn what_failed_goes_on_where_it_was() {
     let [source] = &bench.left("sources")[..] else { panic!("the source stays") };
     fs::remove_file(source.join("tree/broken")).unwrap();
     let built = bench.build(request, &mut stages).await.unwrap();
-    assert_eq!(stages.take(), [Stage::Compile]);
+    assert_eq!(stages.take(), [Stage::Compile, Stage::Clean]);
     let log = read(built.image.directory.join("build.log"));
     assert_eq!(log.matches("  CC      a.o").count(), 1, "a.o is not made twice: {log}");
     assert_eq!(bench.left("sources"), Vec::<PathBuf>::new());
