@@ -2,12 +2,16 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use super::error::LabError;
 use crate::agent::protocol::LinkStatus;
 use crate::link::capture::{Capture, Source};
 use crate::link::relay::Relay;
 use crate::topology::{Endpoint, Impairment, LinkPlan};
+
+/// How long the end of a capture waits, each way, for frames that a host has sent already.
+const DRAIN: Duration = Duration::from_secs(1);
 
 /// A link that is up.
 #[derive(Debug)]
@@ -84,7 +88,13 @@ impl Link {
         let Some(Running { capture, file }) = self.running().take() else {
             return Err(LabError::usage(format!("link {name}: no capture runs")));
         };
-        for relay in self.relays.iter().flatten() {
+        // What the hosts have sent until now enters before the capture ends.
+        let relays: Vec<_> =
+            self.relays.iter().flatten().map(|relay| (relay, relay.ask_to_drain())).collect();
+        for (relay, request) in relays {
+            if !relay.drained(request, DRAIN) {
+                tracing::warn!(link = name, "a host went on sending while the capture was ended");
+            }
             relay.capture(None);
         }
         capture

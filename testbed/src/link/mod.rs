@@ -4,6 +4,7 @@
 //! device to the other's at that time, and [`ring`] holds it until then.
 
 pub mod capture;
+mod drain;
 pub mod netem;
 pub mod packet;
 pub mod port;

@@ -17,6 +17,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::time::TimeSpec;
 
 use super::capture::Sink;
+use super::drain::Drain;
 use super::port::{Receive, Transmit};
 use super::ring::FrameRing;
 use super::scheduler::{Nanos, Scheduler, Verdict};
@@ -34,6 +35,10 @@ const UNBOUNDED: u64 = 64 << 20;
 /// No direction holds more than this, whatever was asked.
 const MOST: u64 = 1 << 30;
 
+/// What [`Relay::ask_to_drain`] asked for.
+#[derive(Clone, Copy, Debug)]
+pub struct DrainRequest(u64);
+
 /// One direction that is being forwarded. It stops when it is dropped.
 #[derive(Debug)]
 pub struct Relay {
@@ -45,6 +50,7 @@ pub struct Relay {
 struct Shared {
     stop: AtomicBool,
     wake: EventFd,
+    drain: Drain,
     frames: AtomicU64,
     bytes: AtomicU64,
     dropped: AtomicU64,
@@ -61,6 +67,11 @@ impl Shared {
             sink.keep(record);
         }
     }
+
+    fn wake(&self) {
+        // Only a full counter refuses, and that wakes as well.
+        let _ = self.wake.write(1);
+    }
 }
 
 impl Relay {
@@ -75,6 +86,7 @@ impl Relay {
         let shared = Arc::new(Shared {
             stop: AtomicBool::new(false),
             wake: EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?,
+            drain: Drain::default(),
             frames: AtomicU64::new(0),
             bytes: AtomicU64::new(0),
             dropped: AtomicU64::new(0),
@@ -110,11 +122,24 @@ impl Relay {
         *capture = sink;
     }
 
+    /// Asks it to take all that its host has sent until now; [`drained`](Self::drained) waits for that. So relays that
+    /// are asked first drain together.
+    pub fn ask_to_drain(&self) -> DrainRequest {
+        let request = DrainRequest(self.shared.drain.ask());
+        self.shared.wake();
+        request
+    }
+
+    /// Waits until what was asked for is done, at most for `limit`: a host that never stops sending, or a relay that has
+    /// ended, is not waited for. Returns whether it was done.
+    pub fn drained(&self, request: DrainRequest, limit: Duration) -> bool {
+        self.shared.drain.wait(request.0, limit)
+    }
+
     /// Asks it to end, which dropping it then waits for: many relays end together where each is asked first.
     pub fn ask_to_stop(&self) {
         self.shared.stop.store(true, Ordering::Release);
-        // Only a full counter refuses, and that wakes as well.
-        let _ = self.shared.wake.write(1);
+        self.shared.wake();
     }
 
     /// Its counters now.
@@ -178,6 +203,7 @@ impl Forwarder {
         nix::sys::prctl::set_timerslack(1)?;
         while !self.shared.stop.load(Ordering::Acquire) {
             let mut more = true;
+            let asked = self.shared.drain.asked();
             for _ in 0..BATCH {
                 more = self.take_one()?;
                 self.deliver_due();
@@ -186,6 +212,7 @@ impl Forwarder {
                 }
             }
             if !more {
+                self.shared.drain.meet(asked);
                 self.sleep()?;
             }
         }
@@ -291,8 +318,69 @@ impl Forwarder {
                 self.waiter.woke(time, now);
                 Ok(())
             }
-            (Ok(_) | Err(Errno::EINTR), _) => Ok(()),
+            (Ok(_) | Err(Errno::EINTR), _) => {
+                // It refuses where nobody has woken us.
+                let _ = self.shared.wake.read();
+                Ok(())
+            }
             (Err(error), _) => Err(error.into()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::VecDeque;
+    use std::os::fd::BorrowedFd;
+    use std::sync::Mutex;
+
+    use super::*;
+    use crate::link::capture::{Capture, Source};
+
+    type Pending = Arc<Mutex<VecDeque<Vec<u8>>>>;
+
+    /// A device whose readiness comes too late: it never wakes the relay.
+    struct Late(Pending, EventFd);
+
+    impl Receive for Late {
+        fn receive(&mut self, record: &mut [u8]) -> io::Result<Option<usize>> {
+            let Some(frame) = self.0.lock().unwrap().pop_front() else { return Ok(None) };
+            record[..frame.len()].copy_from_slice(&frame);
+            Ok(Some(frame.len()))
+        }
+
+        fn readiness(&self) -> BorrowedFd<'_> {
+            self.1.as_fd()
+        }
+    }
+
+    struct Nowhere;
+
+    impl Transmit for Nowhere {
+        fn transmit(&mut self, _: &[u8]) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn what_a_device_holds_when_a_capture_ends_is_captured() {
+        let pending = Pending::default();
+        let never = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK).unwrap();
+        let late = Box::new(Late(Arc::clone(&pending), never));
+        let relay = Relay::start("r", late, Box::new(Nowhere), &Impairment::default(), 1).unwrap();
+        let limit = Duration::from_secs(60);
+        // It has looked once and found nothing, so that it looks again only when it is asked to.
+        assert!(relay.drained(relay.ask_to_drain(), limit));
+
+        let folder = tempfile::tempdir().unwrap();
+        let source = |name: &str| Source { name: name.to_owned(), description: String::new(), speed: None };
+        let capture = Capture::start(&folder.path().join("c.pcapng"), [source("a"), source("b")]).unwrap();
+        let [sink, _] = capture.sinks();
+        relay.capture(Some(sink));
+        let frames = 2 * BATCH as u64 + 1;
+        pending.lock().unwrap().extend((0..frames).map(|_| vec![0; vnet::HEADER_LEN + 60]));
+        assert!(relay.drained(relay.ask_to_drain(), limit));
+        relay.capture(None);
+        assert_eq!(capture.stop().unwrap(), (frames, 0));
     }
 }
