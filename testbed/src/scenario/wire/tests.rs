@@ -226,6 +226,17 @@ fn the_same_ports_again_are_another_connection() {
 }
 
 #[test]
+fn a_connection_on_ports_of_one_that_was_there_before_is_another() {
+    let [old, _] = ways((CLIENT, 1), (SERVER, 80), 7);
+    let [forth, back] = ways((CLIENT, 1), (SERVER, 80), 5000);
+    let mut frames = vec![old.frame(9, Flag::Ack, b""), forth.frame(0, Flag::Syn, b"")];
+    frames.push(back.frame(0, Flag::SynAck, b""));
+    let conversation = decode_frames(&frames).unwrap();
+    let openings: Vec<_> = conversation.connections.iter().map(|c| c.opening).collect();
+    assert_eq!(openings, [Opening::Unseen, Opening::Established]);
+}
+
+#[test]
 fn a_reset_after_the_end_is_no_news_and_one_before_is() {
     let [forth, back] = ways((CLIENT, 1), (SERVER, 2), 1);
     let open = [forth.frame(0, Flag::Syn, b""), back.frame(0, Flag::SynAck, b"")];

@@ -102,9 +102,9 @@ impl Tracker {
         let (from, to) = (segment.source, segment.destination);
         let opens = segment.syn && !segment.ack;
         if let Some(&index) = self.by_addresses.get(&(from, to)) {
-            // The same ports again are the same connection, unless a SYN with another number says otherwise.
-            let isn = self.flows[index].isn;
-            if !(opens && isn.is_some_and(|isn| isn != segment.sequence)) {
+            // The same ports again are the same connection, unless a SYN says otherwise: one with another number, or any
+            // where the connection was there before the capture.
+            if !opens || self.flows[index].isn == Some(segment.sequence) {
                 return Ok(Some((index, FORTH)));
             }
         } else if let Some(&index) = self.by_addresses.get(&(to, from))
