@@ -217,6 +217,7 @@ impl Command {
             exec: Exec {
                 host: host.into(),
                 argv: vec![program.into()],
+                clean_env: false,
                 env: BTreeMap::new(),
                 cwd: None,
                 terminal: None,
@@ -238,7 +239,15 @@ impl Command {
         self
     }
 
-    /// Sets a variable on top of the agent's environment.
+    /// Leaves out the agent's environment, which is that of whoever brought the lab up: the lab's `PATH` remains, and
+    /// what is set here.
+    #[must_use]
+    pub fn clean_env(mut self) -> Self {
+        self.exec.clean_env = true;
+        self
+    }
+
+    /// Sets a variable on top of the environment.
     #[must_use]
     pub fn env(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
         self.exec.env.insert(name.into(), value.into());

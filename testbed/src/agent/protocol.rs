@@ -61,7 +61,10 @@ pub struct Exec {
     pub host: String,
     /// Program and arguments; the program is looked up in the lab's `PATH`.
     pub argv: Vec<String>,
-    /// Set on top of the agent's environment.
+    /// Start from an environment with the lab's `PATH` only, not from the agent's.
+    #[serde(default)]
+    pub clean_env: bool,
+    /// Set on top of that environment.
     pub env: BTreeMap<String, String>,
     /// Where it runs; the agent's directory by default.
     pub cwd: Option<PathBuf>,

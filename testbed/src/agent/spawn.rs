@@ -60,6 +60,9 @@ fn start(
     netns: BorrowedFd<'_>,
 ) -> io::Result<Spawned> {
     let mut command = Command::new(program);
+    if exec.clean_env {
+        command.env_clear();
+    }
     command.args(exec.argv.iter().skip(1)).env("PATH", path).envs(&exec.env).current_dir(cwd);
     if let Some(name) = exec.argv.first() {
         command.arg0(name);

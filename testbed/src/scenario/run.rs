@@ -305,6 +305,8 @@ fn server_command(scenario: &Scenario, work: &Work, place: &Surroundings) -> Com
         .args(own)
         .args(["--listen".to_owned(), listen.to_string()])
         .args(scenario.server.args.iter().map(|argument| place.placeholders.fill(argument)))
+        // Every flag has a variable, too: the user's must not change what is observed.
+        .clean_env()
         .cwd(&work.folder);
     for (name, value) in &scenario.server.env {
         command = command.env(name, value);
@@ -314,7 +316,7 @@ fn server_command(scenario: &Scenario, work: &Work, place: &Surroundings) -> Com
 
 fn client_command(scenario: &Scenario, work: &Work, place: &Surroundings, server: SocketAddr) -> Command {
     let client = &scenario.client;
-    let command = Command::new(&client.host, client.program.name()).cwd(&work.folder);
+    let command = Command::new(&client.host, client.program.name()).clean_env().cwd(&work.folder);
     let command = match client.program {
         Program::RdmaFetch => command.args(["--events", "-", "--output"]).arg(text(&work.output())),
         // Nothing of the user's own settings may matter.

@@ -154,6 +154,22 @@ fn an_ordinary_user_sees_the_same() {
 }
 
 #[test]
+fn the_users_environment_changes_nothing() {
+    let Some(bench) = Bench::new(Labs::new("the_users_environment_changes_nothing")) else { return };
+    let mut command = bench.labs.testbed();
+    command.args(bench.args(&["direct", "get-server-writes-1mib", "get-plain"]));
+    // The client's offer, the server's chunks, a proxy that is not there, and noise.
+    let output = command
+        .env("RDMA_FETCH_MAXLEN", "1000")
+        .env("RDMA_HTTPD_CHUNK_SIZE", "512KiB")
+        .env("http_proxy", "http://192.0.2.1:9")
+        .env("RUST_LOG", "trace")
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(0), "{}{}", text(&output.stdout), text(&output.stderr));
+}
+
+#[test]
 fn a_changed_byte_of_a_golden_fails_with_a_diff_that_names_its_line() {
     let test = "a_changed_byte_of_a_golden_fails_with_a_diff_that_names_its_line";
     let Some(bench) = Bench::new(Labs::new(test)) else { return };
