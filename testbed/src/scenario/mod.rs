@@ -11,6 +11,7 @@ mod observation;
 mod program;
 mod run;
 mod select;
+mod settle;
 pub mod wire;
 
 pub use file::{

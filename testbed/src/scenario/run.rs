@@ -13,6 +13,7 @@ use tokio::sync::watch;
 
 use super::body::{self, Content};
 use super::program::{Program as Process, Told, tail};
+use super::settle::settled;
 use super::wire::{self, HttpHead, Opening, WireError};
 use super::{Exchange, Observation, Place, Placeholders, Program, Scenario, Side};
 use crate::agent::client::{Client, ClientError, Command};
@@ -146,12 +147,18 @@ impl Runner<'_> {
             flowed = tokio::time::timeout(scenario.timeout, flow) => flowed,
             Ok(_) = cancelled.wait_for(|cancelled| *cancelled) => Ok(Err(Trouble::Said("interrupted".to_owned()))),
         };
+        // What the kernels still say for programs that have ended belongs to the observation.
+        let settled = match &flowed {
+            Ok(Ok(_)) => settled(self.client, &[&scenario.client.host, &scenario.server.host]).await,
+            _ => Ok(()),
+        };
         // The programs have ended, or have just been dropped and so killed; the capture must end in any case.
         let (frames, dropped) = self.client.capture_stop(&place.link).await?;
         let sides = flowed.unwrap_or_else(|_| {
             let limit = scenario.timeout.as_secs_f64();
             Err(Trouble::Said(format!("it was not over after {limit} s, the scenario's timeout")))
         })?;
+        settled?;
         if dropped > 0 {
             let lost = format!("the capture lost {dropped} frames and holds {frames}: the disk is too slow");
             return Err(Trouble::Said(lost));
