@@ -54,16 +54,6 @@ impl Shared {
                 return self.fall_back(response.map(boxed), Reason::EXHAUSTED);
             }
         };
-        let mut slot = http.lock().await;
-        let kept = match slot.take(&*self.fabric, &offer, &self.config, &self.recorder).await {
-            Ok(kept) => kept,
-            Err(error) => {
-                tracing::warn!(address = %offer.address, %error, "no RDMA connection to the client");
-                return self.fall_back(response.map(boxed), connect_failure(&error));
-            }
-        };
-        let (parts, body) = response.into_parts();
-        let mut body = Box::pin(body);
         let transfer = Transfer {
             offer,
             length,
@@ -71,7 +61,21 @@ impl Shared {
             registration: &*self.registration,
             recorder: &self.recorder,
         };
-        match transfer.run(&kept, body.as_mut()).await {
+        let (parts, body) = response.into_parts();
+        let begun = match transfer.begin(body).await {
+            Ok(begun) => begun,
+            Err(error) => return Response::from_parts(parts, broken(error)),
+        };
+        let mut slot = http.lock().await;
+        let kept = match slot.take(&*self.fabric, &offer, &self.config, &self.recorder).await {
+            Ok(kept) => kept,
+            Err(error) => {
+                tracing::warn!(address = %offer.address, %error, "no RDMA connection to the client");
+                let whole = Response::from_parts(parts, boxed(begun.into_body()));
+                return self.fall_back(whole, connect_failure(&error));
+            }
+        };
+        match transfer.run(&kept, begun).await {
             Ok(()) => {
                 slot.keep(kept);
                 done(Response::from_parts(parts, ()), &offer, length)

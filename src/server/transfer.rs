@@ -3,15 +3,17 @@
 use std::collections::VecDeque;
 use std::error::Error;
 use std::pin::Pin;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::{Buf, Bytes};
-use http_body::Body;
+use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt;
+use tokio::time::timeout;
 
 use super::RdmaConfig;
 use super::connection::Kept;
-use super::layer::BoxError;
+use super::layer::{BoxError, to_bytes};
 use crate::events::{Event, Recorder};
 use crate::fabric::{BoxFuture, FabricError, RemoteAddress};
 use crate::header::{Offer, Reason, TransferId};
@@ -60,14 +62,32 @@ pub(super) struct Transfer<'a> {
 type InFlight = (BoxFuture<'static, Result<(), FabricError>>, Box<dyn Source>);
 
 impl Transfer<'_> {
-    /// Moves the whole body. On an error the caller must drop the connection.
-    pub(super) async fn run<B>(&self, kept: &Kept, body: Pin<&mut B>) -> Result<(), TransferError>
+    /// Reads the first chunk, which may take its time, so before there is a connection that could close meanwhile.
+    pub(super) async fn begin<B>(&self, body: B) -> Result<Begun<B>, TransferError>
+    where
+        B: Body,
+        B::Error: Into<BoxError>,
+    {
+        let mut gather = Gather { body: Box::pin(body), rest: None, left: self.length };
+        match gather.next(self.config.chunk).await {
+            Ok(first) => Ok(Begun { first, gather }),
+            Err(error) => {
+                let error = TransferError::Body(error);
+                Progress { transfer: self, written: 0, over: true }.report(&error);
+                Err(error)
+            }
+        }
+    }
+
+    /// Moves the whole body. On an error the caller must drop the connection. The first Write is posted before anything
+    /// is waited for.
+    pub(super) async fn run<B>(&self, kept: &Kept, begun: Begun<B>) -> Result<(), TransferError>
     where
         B: Body,
         B::Error: Into<BoxError>,
     {
         let mut progress = Progress { transfer: self, written: 0, over: false };
-        let result = self.writes(kept, body, &mut progress.written).await;
+        let result = self.writes(kept, begun, &mut progress.written).await;
         progress.over = true;
         if let Err(error) = &result {
             progress.report(error);
@@ -75,22 +95,26 @@ impl Transfer<'_> {
         result
     }
 
-    async fn writes<B>(&self, kept: &Kept, body: Pin<&mut B>, written: &mut u64) -> Result<(), TransferError>
+    async fn writes<B>(&self, kept: &Kept, begun: Begun<B>, written: &mut u64) -> Result<(), TransferError>
     where
         B: Body,
         B::Error: Into<BoxError>,
     {
-        let mut gather = Gather { body, rest: None, left: self.length };
+        let Begun { first, mut gather } = begun;
+        let mut first = Some(first);
         let mut window: VecDeque<InFlight> = VecDeque::with_capacity(self.config.window);
         let mut posted = 0;
         while posted < self.length {
             if window.len() >= self.config.window {
                 self.complete_oldest(&mut window, written).await?;
             }
-            let chunk = tokio::select! {
-                biased;
-                chunk = gather.next(self.config.chunk) => chunk.map_err(TransferError::Body)?,
-                error = kept.channel.closed() => return Err(TransferError::Lost(error)),
+            let chunk = match first.take() {
+                Some(first) => first,
+                None => tokio::select! {
+                    biased;
+                    chunk = gather.next(self.config.chunk) => chunk.map_err(TransferError::Body)?,
+                    error = kept.channel.closed() => return Err(TransferError::Lost(error)),
+                },
             };
             let source =
                 self.registration.source(&kept.pd, chunk, self.recorder).map_err(TransferError::Register)?;
@@ -98,7 +122,13 @@ impl Transfer<'_> {
             posted += source.length() as u64;
             window.push_back((kept.channel.write(&*source, to), source));
         }
-        gather.end().await.map_err(TransferError::Body)?;
+        tokio::select! {
+            biased;
+            end = timeout(self.config.stall_timeout, gather.end()) => end
+                .unwrap_or_else(|_| Err("it does not end where its length says".into()))
+                .map_err(TransferError::Body)?,
+            error = kept.channel.closed() => return Err(TransferError::Lost(error)),
+        }
         while !window.is_empty() {
             self.complete_oldest(&mut window, written).await?;
         }
@@ -123,7 +153,7 @@ impl Transfer<'_> {
         completion: impl Future<Output = Result<(), FabricError>>,
     ) -> Result<(), TransferError> {
         let limit = self.config.stall_timeout;
-        match tokio::time::timeout(limit, completion).await {
+        match timeout(limit, completion).await {
             Ok(result) => result.map_err(TransferError::Lost),
             Err(_) => Err(TransferError::Stalled(limit)),
         }
@@ -148,7 +178,7 @@ impl Progress<'_> {
 }
 
 #[derive(Debug, thiserror::Error)]
-#[error("the client's HTTP connection ended")]
+#[error("the HTTP connection ended")]
 struct Abandoned;
 
 impl Drop for Progress<'_> {
@@ -159,14 +189,68 @@ impl Drop for Progress<'_> {
     }
 }
 
+/// A body whose first chunk is read, and nothing of it written.
+pub(super) struct Begun<B> {
+    first: Vec<u8>,
+    gather: Gather<B>,
+}
+
+impl<B: Body> Begun<B> {
+    /// The whole body again, for whoever sends it another way.
+    pub(super) fn into_body(self) -> Unread<B> {
+        let Gather { body, rest, .. } = self.gather;
+        Unread { read: [Some(self.first.into()), rest].into_iter().flatten().collect(), body }
+    }
+}
+
+/// A body put together again from what was read of it and the rest.
+pub(super) struct Unread<B> {
+    read: VecDeque<Bytes>,
+    body: Pin<Box<B>>,
+}
+
+impl<B> Body for Unread<B>
+where
+    B: Body,
+    B::Error: Into<BoxError>,
+{
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        if let Some(bytes) = self.read.pop_front() {
+            return Poll::Ready(Some(Ok(Frame::data(bytes))));
+        }
+        let frame = self.body.as_mut().poll_frame(cx);
+        frame.map(|next| next.map(|frame| frame.map(|f| f.map_data(to_bytes)).map_err(Into::into)))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.read.is_empty() && self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        let read = self.read.iter().map(|bytes| bytes.len() as u64).sum();
+        let mut hint = self.body.size_hint();
+        if let Some(upper) = hint.upper() {
+            hint.set_upper(upper.saturating_add(read));
+        }
+        hint.set_lower(hint.lower().saturating_add(read));
+        hint
+    }
+}
+
 /// Cuts a body into chunks of one size, however its frames fall.
-struct Gather<'b, B: Body> {
-    body: Pin<&'b mut B>,
+struct Gather<B> {
+    body: Pin<Box<B>>,
     rest: Option<Bytes>,
     left: u64,
 }
 
-impl<B> Gather<'_, B>
+impl<B> Gather<B>
 where
     B: Body,
     B::Error: Into<BoxError>,
@@ -254,8 +338,7 @@ mod tests {
         ) {
             let whole = frames.concat();
             let Some(length) = (whole.len() as u64).checked_add_signed(lie) else { return Ok(()) };
-            let mut body = body(frames);
-            let mut gather = Gather { body: Pin::new(&mut body), rest: None, left: length };
+            let mut gather = Gather { body: Box::pin(body(frames)), rest: None, left: length };
             let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
             let result: Result<Vec<Vec<u8>>, BoxError> = runtime.block_on(async {
                 let mut chunks = Vec::new();

@@ -41,15 +41,15 @@ impl Kept {
 }
 
 /// A server in this process.
-struct Serving {
-    address: SocketAddr,
+pub(crate) struct Serving {
+    pub(crate) address: SocketAddr,
     stop: tokio::sync::oneshot::Sender<()>,
     task: tokio::task::JoinHandle<()>,
     kept: Kept,
 }
 
 impl Serving {
-    async fn start<S, B>(inner: S) -> Self
+    pub(crate) async fn start<S, B>(inner: S) -> Self
     where
         S: Service<Request<hyper::body::Incoming>, Response = Response<B>, Error = Infallible>
             + Clone
@@ -70,7 +70,7 @@ impl Serving {
         Self { address, stop, task, kept }
     }
 
-    async fn stop(self) -> Vec<Event> {
+    pub(crate) async fn stop(self) -> Vec<Event> {
         self.stop.send(()).unwrap();
         self.task.await.unwrap();
         self.kept.events()
