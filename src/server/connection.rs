@@ -92,6 +92,8 @@ async fn connect(
         private_data: Message::Hello { id }.encode(),
         timeout: config.connect_timeout,
         crc: config.crc,
+        // A client has nothing to send: whatever it sends is its error, and ends the connection.
+        receive_depth: 0,
         ..ConnectOptions::default()
     };
     let connection = fabric.connect(&pd, offer.address, options).await?;
