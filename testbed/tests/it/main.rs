@@ -11,3 +11,4 @@ mod shell;
 mod support;
 mod topology;
 mod tshark;
+mod userns;
