@@ -52,8 +52,11 @@ fn where_nothing_can_run_the_exit_code_is_3_and_the_reason_is_given() {
         Err(error) => error.to_string(),
     };
     if !text.contains("kernel") {
-        let reason = "setpriv could not take CAP_SYS_ADMIN away";
-        assert!(std::env::var_os("TESTBED_REQUIRE_ALL").is_none(), "{reason}: {output:?}");
+        // Where AppArmor restricts user namespaces `unshare` and `setpriv` have no profile: what stops them says nothing of
+        // testbed. As root the same case runs, and has to.
+        let reason = "unshare and setpriv could not take CAP_SYS_ADMIN away";
+        let is_required = is_root && std::env::var_os("TESTBED_REQUIRE_ALL").is_some();
+        assert!(!is_required, "{reason}: {output:?}");
         eprintln!("SKIP where_nothing_can_run_the_exit_code_is_3_and_the_reason_is_given: {reason}");
         return;
     }
