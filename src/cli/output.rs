@@ -30,7 +30,7 @@ impl Output {
             return Ok(Self { sink: Sink::Stream(Box::new(io::stdout())), hash });
         }
         // A symbolic link stays one: what it points to is replaced.
-        let target = fs::canonicalize(target).unwrap_or_else(|_| target.to_owned());
+        let target = pointed_to(target)?;
         let sink = match fs::metadata(&target) {
             Ok(metadata) if metadata.is_dir() => return Err(io::ErrorKind::IsADirectory.into()),
             Ok(metadata) if !metadata.is_file() => {
@@ -61,6 +61,19 @@ impl Output {
     }
 }
 
+/// Where the symbolic links end, whether or not there is something.
+fn pointed_to(target: &Path) -> io::Result<PathBuf> {
+    let mut path = target.to_owned();
+    // As many as the kernel follows.
+    for _ in 0..40 {
+        match fs::read_link(&path) {
+            Ok(next) => path = path.parent().unwrap_or(Path::new("")).join(next),
+            Err(_) => return Ok(path),
+        }
+    }
+    Err(io::Error::from(nix::errno::Errno::ELOOP))
+}
+
 /// A temporary file in the target's directory, so that it can be renamed, with the permissions that the target has or
 /// would get.
 fn beside(target: &Path, permissions: Option<Permissions>) -> io::Result<NamedTempFile> {
@@ -68,12 +81,19 @@ fn beside(target: &Path, permissions: Option<Permissions>) -> io::Result<NamedTe
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
     };
-    let permissions = permissions.unwrap_or_else(|| Permissions::from_mode(0o666));
-    tempfile::Builder::new()
+    let file = tempfile::Builder::new()
         .prefix(".rdma-fetch-")
         .suffix(".part")
-        .permissions(permissions)
+        // Less the umask, as for any new file.
+        .permissions(Permissions::from_mode(0o666))
         .tempfile_in(directory)
+        // The path in tempfile's message is one that the user never heard of.
+        .map_err(|error| io::Error::from(error.kind()))?;
+    if let Some(permissions) = permissions {
+        // The umask has no say over what is there already.
+        file.as_file().set_permissions(permissions)?;
+    }
+    Ok(file)
 }
 
 #[cfg(test)]
@@ -111,14 +131,34 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let (target, link) = (directory.path().join("out"), directory.path().join("link"));
         fs::write(&target, "old").unwrap();
-        fs::set_permissions(&target, Permissions::from_mode(0o640)).unwrap();
         std::os::unix::fs::symlink("out", &link).unwrap();
+        for mode in [0o640, 0o666] {
+            fs::set_permissions(&target, Permissions::from_mode(mode)).unwrap();
+            let mut output = Output::open(&link, false).unwrap();
+            output.write(&Bytes::from_static(b"new")).unwrap();
+            output.finish().unwrap();
+            assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
+            assert_eq!(fs::read(&target).unwrap(), b"new");
+            assert_eq!(fs::metadata(&target).unwrap().permissions().mode() & 0o777, mode);
+        }
+    }
+
+    #[test]
+    fn a_dangling_link_stays_one_and_gets_its_target() {
+        let directory = tempfile::tempdir().unwrap();
+        let (target, link) = (directory.path().join("later"), directory.path().join("link"));
+        std::os::unix::fs::symlink("later", &link).unwrap();
         let mut output = Output::open(&link, false).unwrap();
         output.write(&Bytes::from_static(b"new")).unwrap();
         output.finish().unwrap();
         assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
         assert_eq!(fs::read(&target).unwrap(), b"new");
-        assert_eq!(fs::metadata(&target).unwrap().permissions().mode() & 0o777, 0o640);
+
+        let turning = directory.path().join("turning");
+        std::os::unix::fs::symlink("turning", &turning).unwrap();
+        assert!(Output::open(&turning, false).is_err());
+        let nowhere = Output::open(&directory.path().join("no/file"), false).err().unwrap().to_string();
+        assert!(!nowhere.contains(".part"), "{nowhere}");
     }
 
     #[test]
