@@ -1,7 +1,7 @@
 //! What both programs share: parsing that returns an exit code, logging, the fabric, events, signals.
 
 use std::ffi::OsString;
-use std::io;
+use std::io::{self, IsTerminal};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -54,7 +54,11 @@ impl Common {
     pub(super) fn start_log(&self) -> Result<(), String> {
         let filter = EnvFilter::try_new(&self.log).map_err(|error| format!("--log {}: {error}", self.log))?;
         // Fails if a logger is there already, which is then whoever calls us as a library.
-        let _ = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).try_init();
+        let _ = tracing_subscriber::fmt()
+            .with_env_filter(filter)
+            .with_ansi(io::stderr().is_terminal())
+            .with_writer(io::stderr)
+            .try_init();
         Ok(())
     }
 
