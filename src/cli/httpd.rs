@@ -144,7 +144,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         eprintln!("rdma-httpd: {error}");
         ExitCode::from(code)
     };
-    if let Err(error) = args.common.start_log() {
+    if let Err(error) = args.common.start_log().and_then(|()| args.check_limits()) {
         return fail(USAGE, &error);
     }
     let result = args.common.recorder().and_then(|recorder| {
@@ -195,6 +195,24 @@ async fn run(args: &Args, recorder: Recorder) -> Result<ExitCode, String> {
 }
 
 impl Args {
+    /// A transfer must fit the limits, or nothing long would ever go by RDMA.
+    fn check_limits(&self) -> Result<(), String> {
+        let one = (self.chunk_size as u64).saturating_mul(self.window.into());
+        for (flag, limit) in [
+            ("--max-registered", self.max_registered),
+            ("--max-registered-per-peer", self.max_registered_per_peer),
+        ] {
+            if one > limit {
+                return Err(format!(
+                    "--chunk-size {} times --window {} is {one} bytes for one transfer, and {flag} allows {limit}; \
+                     lower the former or raise the latter",
+                    self.chunk_size, self.window
+                ));
+            }
+        }
+        Ok(())
+    }
+
     fn rdma(&self) -> RdmaConfig {
         RdmaConfig {
             chunk: self.chunk_size,
