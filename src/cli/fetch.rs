@@ -88,7 +88,7 @@ struct Args {
     #[arg(long, env = "RDMA_FETCH_JSON")]
     json: bool,
 
-    /// How long connecting may take
+    /// How long looking up the name and connecting may take
     #[arg(
         long,
         value_name = "SECONDS",
@@ -177,6 +177,9 @@ fn prepare(args: &Args) -> Result<(Url, PathBuf, Recorder), Failure> {
             "standard output cannot take both the body (-o -) and the events (--events -)".into(),
         ));
     }
+    if args.require_rdma && args.mode == ModeName::Plain {
+        return Err(usage("--require-rdma and --mode plain contradict each other".into()));
+    }
     let recorder = args.common.recorder().map_err(|error| Failure(23, error))?;
     Ok((url, output, recorder))
 }
@@ -226,6 +229,10 @@ fn is_stdout(path: &Path) -> bool {
     path.as_os_str() == "-"
 }
 
+fn shown(path: &Path) -> std::borrow::Cow<'_, str> {
+    if is_stdout(path) { "standard output".into() } else { path.to_string_lossy() }
+}
+
 /// Takes the body to where it belongs.
 async fn receive(
     args: &Args,
@@ -242,7 +249,7 @@ async fn receive(
         let why = reason.as_ref().map_or_else(|| "not offered".to_owned(), ToString::to_string);
         return Err(Failure(60, format!("the body comes over TCP: {why}")));
     }
-    let cannot = |error: io::Error| Failure(23, format!("cannot write {}: {error}", target.display()));
+    let cannot = |error: io::Error| Failure(23, format!("cannot write {}: {error}", shown(target)));
     let mut output = Output::open(target, args.json).map_err(cannot)?;
     let (name, mode, fallback) = match via {
         Via::Rdma(mode) => ("rdma", Some(mode.token()), None),
@@ -291,6 +298,9 @@ impl Args {
         let agent = concat!("rdma-fetch/", env!("CARGO_PKG_VERSION"));
         headers.insert(http::header::USER_AGENT, HeaderValue::from_static(agent));
         headers.insert(http::header::ACCEPT, HeaderValue::from_static("*/*"));
+        for (name, _) in &self.header {
+            headers.remove(name);
+        }
         for (name, value) in &self.header {
             headers.append(name, value.clone());
         }
@@ -305,6 +315,9 @@ impl From<ClientError> for Failure {
             ClientError::Connect { .. } => 7,
             ClientError::TimedOut { .. } => {
                 return Self(28, format!("{error}; --timeout may be raised for a slow link"));
+            }
+            ClientError::ConnectTimedOut { .. } => {
+                return Self(28, format!("{error}; --connect-timeout may be raised"));
             }
             ClientError::Request(_) => USAGE,
             ClientError::Field(_)
@@ -341,7 +354,10 @@ fn default_name(url: &Url) -> PathBuf {
 
 fn field(text: &str) -> Result<(HeaderName, HeaderValue), String> {
     let (name, value) = text.split_once(':').ok_or("expected NAME: VALUE")?;
-    let name = name.trim().parse().map_err(|_| format!("{name:?} is no field name"))?;
+    let name: HeaderName = name.trim().parse().map_err(|_| format!("{name:?} is no field name"))?;
+    if name == crate::header::RDMA {
+        return Err("RDMA is not yours to send: it offers memory that only this program can register".into());
+    }
     let value = value.trim().parse().map_err(|_| format!("{value:?} is no field value"))?;
     Ok((name, value))
 }

@@ -76,14 +76,14 @@ impl HttpConnection {
         self.peer
     }
 
-    /// GET `target` (path and query) with these fields besides `Host`. If the server gives up an RDMA transfer, it is asked
+    /// GET `target` (path and query) with these fields, and `Host` if it is not among them. If the server gives up an RDMA transfer, it is asked
     /// once more without an offer.
     pub async fn get(&mut self, target: &str, headers: http::HeaderMap) -> Result<Response, ClientError> {
         self.ready().await?;
         let sink = self.sink().await;
         let mut request = Request::get(target).body(()).map_err(ClientError::Request)?;
         *request.headers_mut() = headers;
-        request.headers_mut().insert(HOST, self.host.clone());
+        request.headers_mut().entry(HOST).or_insert_with(|| self.host.clone());
         let Some(sink) = sink else { return self.plain(request, None).await };
 
         let mut offered = request.clone();
@@ -320,18 +320,22 @@ async fn answer_and_connection(
     result
 }
 
-/// Tries each address of the host in turn.
+/// Looks the host up and tries each of its addresses in turn, all within the limit.
 async fn connect(host: &str, port: u16, limit: Duration) -> Result<TcpStream, ClientError> {
-    let resolve = |source| ClientError::Resolve { host: host.to_owned(), source };
-    let addresses = lookup_host((host, port)).await.map_err(resolve)?;
-    let mut failure = resolve(io::Error::from(io::ErrorKind::NotFound));
-    for address in addresses {
-        let source = match timeout(limit, TcpStream::connect(address)).await {
-            Ok(Ok(stream)) => return Ok(stream),
-            Ok(Err(source)) => source,
-            Err(_) => io::Error::new(io::ErrorKind::TimedOut, format!("no answer within {limit:?}")),
-        };
-        failure = ClientError::Connect { address, source };
-    }
-    Err(failure)
+    let attempts = async {
+        let resolve = |source| ClientError::Resolve { host: host.to_owned(), source };
+        let addresses = lookup_host((host, port)).await.map_err(resolve)?;
+        let mut failure = resolve(io::Error::from(io::ErrorKind::NotFound));
+        for address in addresses {
+            match TcpStream::connect(address).await {
+                Ok(stream) => return Ok(stream),
+                Err(source) => failure = ClientError::Connect { address, source },
+            }
+        }
+        Err(failure)
+    };
+    timeout(limit, attempts).await.unwrap_or_else(|_| {
+        let host = if host.contains(':') { format!("[{host}]") } else { host.to_owned() };
+        Err(ClientError::ConnectTimedOut { host, port, limit })
+    })
 }

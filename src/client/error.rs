@@ -28,6 +28,16 @@ pub enum ClientError {
         /// Why.
         source: io::Error,
     },
+    /// The lookup and the attempts to connect took too long in all.
+    #[error("no connection to {host}:{port} within {limit:?}")]
+    ConnectTimedOut {
+        /// The server.
+        host: String,
+        /// Its port.
+        port: u16,
+        /// The limit.
+        limit: Duration,
+    },
     /// The connection ended before the exchange did.
     #[error("the connection to {peer} ended {during}: {source}")]
     Broken {

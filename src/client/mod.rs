@@ -25,7 +25,7 @@ pub use response::{Body, Response, Via};
 pub struct Options {
     /// Bytes of the region that is offered. Memory is paged in as it is written to, so this costs address space.
     pub maxlen: u64,
-    /// For the TCP connection.
+    /// For the whole of looking the name up and connecting by TCP, whatever number of addresses it has.
     pub connect_timeout: Duration,
     /// For each wait: the response's head, the end of the transfer, the next piece of a body. A server sends the head after
     /// the RDMA transfer, and how far that is cannot be seen, so this must be more than the whole transfer takes.

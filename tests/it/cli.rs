@@ -23,6 +23,8 @@ fn mistakes_are_usage_errors() {
         (&["http://x/", "--mode", "fast"], "possible values: auto, server-writes, plain"),
         (&["http://x/", "-H", "novalue"], "expected NAME: VALUE"),
         (&["http://x/", "--log", "x=y=z"], "--log x=y=z"),
+        (&["http://x/", "--mode", "plain", "--require-rdma"], "--require-rdma and --mode plain"),
+        (&["http://x/", "-H", "RDMA: x"], "RDMA is not yours to send"),
         (&["http://x/", "-o", "-", "--events", "-"], "standard output cannot take both"),
     ] {
         let output = fetch(args);
@@ -32,6 +34,15 @@ fn mistakes_are_usage_errors() {
     }
     assert_eq!(httpd(&["--root", "/", "--listen", "nowhere"]).status.code(), Some(2));
     assert_eq!(httpd(&["--root", "/", "--window", "0"]).status.code(), Some(2));
+    for flag in ["--max-registered", "--max-registered-per-peer"] {
+        let output = httpd(&["--root", "/", "--chunk-size", "64K", "--window", "2", flag, "131071"]);
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{stderr}");
+        let told = format!(
+            "--chunk-size 65536 times --window 2 is 131072 bytes for one transfer, and {flag} allows"
+        );
+        assert!(stderr.contains(&told), "{stderr}");
+    }
     let missing = httpd(&["--root", "/does/not/exist"]);
     assert_eq!(missing.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&missing.stderr).contains("--root /does/not/exist: No such file"));
