@@ -95,7 +95,7 @@ impl From<UpError> for Failure {
                 Code::Usage,
                 error.to_string(),
                 format!(
-                    "take that one down first (testbed down {lab}), or give this one another name (--name)"
+                    "take that one down first (testbed down {lab}), or give this one another name (`testbed up --name`, or `name` in its file)"
                 ),
             ),
             UpError::Failed { message, blame } => blamed(blame, message),
