@@ -180,6 +180,12 @@ fn prepare(args: &Args) -> Result<(Url, PathBuf, Recorder), Failure> {
     if args.require_rdma && args.mode == ModeName::Plain {
         return Err(usage("--require-rdma and --mode plain contradict each other".into()));
     }
+    if !is_stdout(&output)
+        && let Some(parent) = output.parent().filter(|parent| !parent.as_os_str().is_empty())
+        && let Err(error) = std::fs::metadata(parent)
+    {
+        return Err(Failure(23, format!("cannot write {}: {error}", shown(&output))));
+    }
     let recorder = args.common.recorder().map_err(|error| Failure(23, error))?;
     Ok((url, output, recorder))
 }
