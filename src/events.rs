@@ -116,10 +116,17 @@ pub enum Event {
     },
 }
 
-/// A head's fields as the events hold them: names in lower case with their values, in order.
+/// A head's fields as the events hold them: names in lower case with their values, in order; secrets only as `(redacted)`.
 pub fn head(headers: &http::HeaderMap) -> Vec<(String, String)> {
-    let text = |value: &http::HeaderValue| String::from_utf8_lossy(value.as_bytes()).into_owned();
-    headers.iter().map(|(name, value)| (name.as_str().to_owned(), text(value))).collect()
+    use http::header::{AUTHORIZATION, COOKIE, PROXY_AUTHORIZATION, SET_COOKIE};
+    let text = |name: &http::HeaderName, value: &http::HeaderValue| {
+        if [AUTHORIZATION, COOKIE, PROXY_AUTHORIZATION, SET_COOKIE].contains(name) {
+            "(redacted)".to_owned()
+        } else {
+            String::from_utf8_lossy(value.as_bytes()).into_owned()
+        }
+    };
+    headers.iter().map(|(name, value)| (name.as_str().to_owned(), text(name, value))).collect()
 }
 
 /// Takes events. Cheap to clone; the default one takes them nowhere.
@@ -165,5 +172,18 @@ impl Recorder {
         line.push(b'\n');
         let mut out = sink.out.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let _ = out.write_all(&line).and_then(|()| out.flush());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn secrets_are_not_told() {
+        let mut headers = http::HeaderMap::new();
+        headers.insert("authorization", http::HeaderValue::from_static("Basic eDp5"));
+        headers.insert("etag", http::HeaderValue::from_static("\"1\""));
+        let told = super::head(&headers);
+        assert!(told.contains(&("authorization".into(), "(redacted)".into())), "{told:?}");
+        assert!(told.contains(&("etag".into(), "\"1\"".into())), "{told:?}");
     }
 }
