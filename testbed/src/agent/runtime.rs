@@ -84,12 +84,12 @@ pub enum RuntimeError {
         source: io::Error,
     },
     /// Somebody holds a lock for too long.
-    #[error("lab `{lab}` is still being brought up or taken down by another process after {seconds} s")]
+    #[error("lab `{lab}` is still being brought up or taken down by another process after {waited:?}")]
     Busy {
         /// The lab.
         lab: LabName,
         /// How long this waited.
-        seconds: u64,
+        waited: Duration,
     },
 }
 
@@ -243,6 +243,12 @@ impl LabDir {
         self.path.is_dir()
     }
 
+    /// Whether an agent holds its lock.
+    pub fn is_alive(&self) -> bool {
+        let lock = File::open(self.path.join("lock"));
+        lock.is_ok_and(|lock| matches!(lock.try_lock_shared(), Err(TryLockError::WouldBlock)))
+    }
+
     /// Calls `f` with a path to the agent's socket that is short enough for a socket's address: a deep directory is
     /// reached through a descriptor.
     pub fn with_socket<T>(&self, f: impl FnOnce(&Path) -> io::Result<T>) -> io::Result<T> {
@@ -277,7 +283,7 @@ impl LabDir {
         };
         match tokio::time::timeout(wait, attempts).await {
             Ok(result) => result,
-            Err(_) => Err(RuntimeError::Busy { lab: self.name.clone(), seconds: wait.as_secs() }),
+            Err(_) => Err(RuntimeError::Busy { lab: self.name.clone(), waited: wait }),
         }
     }
 

@@ -13,7 +13,7 @@ use crate::guest::host::{self, Down};
 
 const EXAMPLES: &str = "\
 Examples:
-  testbed down                the only lab
+  testbed down                the only lab, and what dead ones left
   testbed down wan-10g
   testbed down --all          all of this user's, and what dead ones left";
 
@@ -34,9 +34,11 @@ pub(super) struct Args {
 impl Args {
     pub(super) fn run(self, global: &Global) -> Outcome {
         let runtime = Runtime::locate();
+        let mut outcomes = Vec::new();
         let labs = if self.all {
             runtime.labs()?
         } else if self.labs.is_empty() {
+            outcomes.extend(host::sweep(&runtime)?.into_iter().map(|lab| (lab, Down::Cleared)));
             match runtime.labs()?.as_slice() {
                 [] => Vec::new(),
                 _ => vec![choose(None)?],
@@ -44,7 +46,6 @@ impl Args {
         } else {
             self.labs.iter().map(|name| runtime.lab(name)).collect()
         };
-        let mut outcomes = Vec::new();
         let mut failure: Option<Failure> = None;
         for lab in labs {
             match block_on(async { Ok(host::down(&lab, self.timeout).await?) }) {

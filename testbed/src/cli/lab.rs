@@ -29,6 +29,10 @@ pub(super) fn choose(name: Option<LabName>) -> Result<LabDir, Failure> {
         return Ok(runtime.lab(&name));
     }
     let mut labs = runtime.labs()?;
+    // What a dead agent left counts only where nothing else is there, so that it is said what became of the lab.
+    if labs.len() > 1 {
+        labs.retain(LabDir::is_alive);
+    }
     match (labs.pop(), labs.is_empty()) {
         (Some(lab), true) => Ok(lab),
         (None, _) => Err(Failure::with_help(Code::Usage, "no lab is up", "bring one up: testbed up wan-10g")),

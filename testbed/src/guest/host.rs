@@ -96,12 +96,12 @@ pub enum UpError {
         log: String,
     },
     /// The agent does not get on.
-    #[error("lab `{lab}` was not ready within {seconds} s; its agent's log ends with:\n{log}")]
+    #[error("lab `{lab}` was not ready within {waited:?}; its agent's log ends with:\n{log}")]
     Hangs {
         /// The lab.
         lab: LabName,
         /// How long this waited.
-        seconds: u64,
+        waited: Duration,
         /// The end of its log.
         log: String,
     },
@@ -140,6 +140,10 @@ impl Lease {
 /// Brings a lab up. If one of that name is up already from the same plan, it is that one.
 pub async fn up(name: &LabName, plan: &Plan, options: &Options) -> Result<Up, UpError> {
     options.runtime.create()?;
+    // What another lab left must not keep this one from going up.
+    if let Err(left) = sweep(&options.runtime) {
+        tracing::warn!("{left}");
+    }
     let lab = options.runtime.lab(name);
     let launch = lab.launch(options.timeout).await?;
     let text = plan_text(plan);
@@ -164,7 +168,7 @@ pub async fn up(name: &LabName, plan: &Plan, options: &Options) -> Result<Up, Up
 }
 
 fn hangs(lab: &LabDir, options: &Options) -> UpError {
-    UpError::Hangs { lab: lab.name().clone(), seconds: options.timeout.as_secs(), log: lab.log_tail() }
+    UpError::Hangs { lab: lab.name().clone(), waited: options.timeout, log: lab.log_tail() }
 }
 
 /// The plan as it is kept on the disk, which is also how two plans are compared.
@@ -306,6 +310,23 @@ pub async fn down(lab: &LabDir, timeout: Duration) -> Result<Down, DownError> {
     lab.remove(launch)?;
     // An agent that could not be asked any more was on its way out already.
     Ok(if matches!(asked, Ok(Ok(()))) { Down::Ended } else { Down::Cleared })
+}
+
+/// Clears what dead agents left, unless somebody is at work on it; returns whose it was.
+pub fn sweep(runtime: &Runtime) -> Result<Vec<LabName>, RuntimeError> {
+    let mut swept = Vec::new();
+    for lab in runtime.labs()?.into_iter().filter(|lab| !lab.is_alive()) {
+        let Some(launch) = lab.try_launch() else { continue };
+        if lab.try_lock(&launch)?.is_none() {
+            continue;
+        }
+        // Without a plan it never was a lab.
+        if lab.plan().exists() {
+            swept.push(lab.name().clone());
+        }
+        lab.remove(launch)?;
+    }
+    Ok(swept)
 }
 
 /// Makes sure that nothing of the lab lives, and removes its directory.

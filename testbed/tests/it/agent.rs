@@ -221,6 +221,32 @@ fn the_agents_death_is_the_end_of_everything() {
 }
 
 #[test]
+fn a_dead_lab_is_in_nobodys_way() {
+    let Some(labs) = Labs::new("a_dead_lab_is_in_nobodys_way") else { return };
+    let kill_it = |lab: &str| {
+        send(pid1(&labs, lab), Signal::SIGKILL);
+        labs.assert_nothing_lives();
+    };
+    labs.expect(0, ["up", "direct", "--name", "first"]);
+    kill_it("first");
+    // The next one to go up clears it.
+    labs.expect(0, ["up", "direct", "--name", "second"]);
+    assert_eq!(labs.remains(), ["second"]);
+    kill_it("second");
+    labs.expect(0, ["up", "direct", "--name", "third"]);
+    labs.expect(0, ["up", "direct", "--name", "fourth"]);
+    send(pid1(&labs, "third"), Signal::SIGKILL);
+    wait_for("the end of the third lab", || {
+        let lock = fs::File::open(labs.lab("third").join("lock")).unwrap();
+        lock.try_lock_shared().is_ok().then_some(())
+    });
+    labs.expect(0, ["exec", "client", "--", "true"]);
+    let text = labs.expect(0, ["down"]);
+    assert!(text.contains("lab third was dead") && text.contains("lab fourth is down"), "{text}");
+    assert!(labs.remains().is_empty());
+}
+
+#[test]
 fn the_death_of_pid_1_is_the_end_of_everything() {
     let Some(labs) = Labs::as_user("the_death_of_pid_1_is_the_end_of_everything") else { return };
     a_dead_lab_leaves_nothing(&labs, |labs| pid1(labs, "wan-10g"));
