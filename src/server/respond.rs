@@ -12,19 +12,20 @@ use http_body_util::{BodyExt, Empty, Full};
 
 use super::HttpConnection;
 use super::connection::connect_failure;
-use super::layer::{BoxError, ResponseBody, Shared, known_length, to_bytes};
-use super::transfer::{Transfer, TransferError};
+use super::layer::{BoxError, ResponseBody, Shared, known_length};
+use super::transfer::{Transfer, TransferError, Unread};
 use crate::events::Event;
 use crate::header::{Mode, Offer, Outcome, RDMA, Reason};
 
-/// A body as the layer's responses have it.
+/// A body as the layer's responses have it. It still knows its length, from which hyper makes the `Content-Length` of a
+/// service that sets none.
 pub(super) fn boxed<B>(body: B) -> ResponseBody
 where
     B: Body + Send + 'static,
     B::Data: Send,
     B::Error: Into<BoxError>,
 {
-    body.map_frame(|frame| frame.map_data(to_bytes)).map_err(Into::into).boxed_unsync()
+    Unread::whole(body).boxed_unsync()
 }
 
 impl Shared {

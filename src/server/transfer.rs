@@ -209,6 +209,13 @@ pub(super) struct Unread<B> {
     body: Pin<Box<B>>,
 }
 
+impl<B> Unread<B> {
+    /// A body of which nothing was read.
+    pub(super) fn whole(body: B) -> Self {
+        Self { read: VecDeque::new(), body: Box::pin(body) }
+    }
+}
+
 impl<B> Body for Unread<B>
 where
     B: Body,

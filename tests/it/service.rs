@@ -60,11 +60,25 @@ impl Serving {
         B::Data: Send,
         B::Error: Into<BoxError>,
     {
+        Self::with(RdmaConfig::default(), inner).await
+    }
+
+    async fn with<S, B>(config: RdmaConfig, inner: S) -> Self
+    where
+        S: Service<Request<hyper::body::Incoming>, Response = Response<B>, Error = Infallible>
+            + Clone
+            + Send
+            + 'static,
+        S::Future: Send + 'static,
+        B: Body + Send + 'static,
+        B::Data: Send,
+        B::Error: Into<BoxError>,
+    {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let kept = Kept::default();
         let fabric = Arc::new(SoftFabric::new(SoftOptions::default()));
-        let layer = RdmaLayer::new(fabric, RdmaConfig::default(), Recorder::to_writer(kept.clone()));
+        let layer = RdmaLayer::new(fabric, config, Recorder::to_writer(kept.clone()));
         let (stop, stopped) = tokio::sync::oneshot::channel();
         let task = tokio::spawn(serve(listener, layer.layer(inner), ServeOptions::default(), stopped));
         Self { address, stop, task, kept }
@@ -109,6 +123,25 @@ async fn any_service_gets_rdma_and_does_not_notice() {
     assert_eq!(head.headers["content-length"], "0");
     assert_eq!(head.headers.get_all("vary").iter().collect::<Vec<_>>(), ["accept", "RDMA"]);
     assert_eq!(assert_no_leak(&serving.stop().await), (1, 1));
+}
+
+#[tokio::test]
+async fn what_may_not_be_registered_goes_by_tcp_with_its_length() {
+    for config in [
+        RdmaConfig { max_registered: 7, ..RdmaConfig::default() },
+        RdmaConfig { max_registered_per_peer: 7, ..RdmaConfig::default() },
+    ] {
+        let body =
+            || std::future::ready(Ok::<_, Infallible>(Response::new(Full::new(Bytes::from("the body")))));
+        let serving = Serving::with(config, service_fn(move |_| body())).await;
+        let (head, via, body) = get(serving.address).await.unwrap();
+        assert_eq!((via, &body[..]), (Via::Tcp(Some(Reason::EXHAUSTED)), &b"the body"[..]));
+        // The service sets none: it is the body that knows.
+        assert_eq!(head.headers["content-length"], "8");
+        let events = serving.stop().await;
+        assert_eq!(fallbacks(&events), ["exhausted"]);
+        assert_eq!(assert_no_leak(&events), (0, 0));
+    }
 }
 
 /// A body of frames, which may end in an error, with or without a length told in advance.
