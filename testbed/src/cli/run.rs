@@ -279,6 +279,9 @@ impl Session<'_> {
         down?;
         Ok(match signal {
             Some(signal) => ExitCode::from(SIGNALLED + signal),
+            None if summary.is_good() && summary.run() == 0 => {
+                return Err(Failure::new(Code::NothingRun, "every scenario was skipped"));
+            }
             None if summary.is_good() => ExitCode::SUCCESS,
             None => Code::Differs.into(),
         })
@@ -355,6 +358,9 @@ impl Session<'_> {
     async fn scenario(&self, scenario: &Scenario, runner: &Runner<'_>) -> Result<report::Outcome, Failure> {
         let observation = match runner.run(scenario).await {
             Ok(observation) => observation,
+            Err(error) if error.unavailable && std::env::var_os("TESTBED_REQUIRE_ALL").is_none() => {
+                return Ok(report::Outcome::Skipped(error.message));
+            }
             Err(error) => return Ok(report::Outcome::Error(error)),
         };
         let violations = observation.violations();

@@ -38,12 +38,16 @@ impl<W: Write> Human<W> {
         let verdict = finding.verdict();
         if verdict.is_bad() {
             self.bad.push(self.explain(finding));
-        } else if self.quiet {
+        } else if self.quiet && verdict != Verdict::Skip {
             return Ok(());
         }
         let word = self.verdict(verdict);
         let time = seconds(finding.elapsed);
-        self.line(&format!("{word} [{time}] {}", finding.name))?;
+        let why = match &finding.outcome {
+            super::Outcome::Skipped(why) => format!(": {why}"),
+            _ => String::new(),
+        };
+        self.line(&format!("{word} [{time}] {}{why}", finding.name))?;
         if let super::Outcome::Observed { blessed, .. } = &finding.outcome {
             for file in blessed {
                 self.line(&format!("             wrote {}", file.display()))?;
@@ -58,7 +62,7 @@ impl<W: Write> Human<W> {
         self.paint(
             match verdict {
                 Verdict::Pass => "32;1",
-                Verdict::Blessed => "33;1",
+                Verdict::Blessed | Verdict::Skip => "33;1",
                 Verdict::Fail | Verdict::Error => "31;1",
             },
             &padded,
@@ -96,6 +100,7 @@ impl<W: Write> Human<W> {
         for (count, what, code) in [
             (summary.blessed, "blessed", "33;1"),
             (summary.failed, "failed", "31;1"),
+            (summary.skipped, "skipped", "33;1"),
             (summary.errors, "not seen for an error", "31;1"),
         ] {
             if count > 0 {

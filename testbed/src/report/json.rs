@@ -2,9 +2,10 @@
 //!
 //! - `{"event":"started","topology","fabric","kernel","lab","scenarios","skipped"}`
 //! - `{"event":"scenario","name","file","verdict","seconds","goldens":[{"file","outcome","line","diff","seen"}],`
-//!   `"blessed":[…],"violations":[…],"error":{"message","logs":[{"name","text"}]}}`; `verdict` is `pass`, `blessed`, `fail`
-//!   or `error`, `outcome` is `same`, `differs` or `missing`; `error` is null unless the verdict is `error`
-//! - `{"event":"finished","passed","blessed","failed","errors","seconds","interrupted"}`
+//!   `"blessed":[…],"violations":[…],"skipped","error":{"message","logs":[{"name","text"}]}}`; `verdict` is `pass`,
+//!   `blessed`, `fail`, `skip` or `error`, `outcome` is `same`, `differs` or `missing`; `error` is null unless the verdict is
+//!   `error`, `skipped` unless it is `skip`: then why
+//! - `{"event":"finished","passed","blessed","failed","skipped","errors","seconds","interrupted"}`
 
 use std::io::{self, Write};
 
@@ -42,6 +43,7 @@ impl<W: Write> Reporter for Json<W> {
                 "passed": summary.passed,
                 "blessed": summary.blessed,
                 "failed": summary.failed,
+                "skipped": summary.skipped,
                 "errors": summary.errors,
                 "seconds": summary.elapsed.as_secs_f64(),
                 "interrupted": summary.interrupted,
@@ -62,9 +64,11 @@ fn scenario(finding: &Finding) -> Value {
         "goldens": [],
         "blessed": [],
         "violations": [],
+        "skipped": null,
         "error": null,
     });
     match &finding.outcome {
+        Outcome::Skipped(why) => value["skipped"] = json!(why),
         Outcome::Error(error) => {
             let logs: Vec<Value> =
                 error.logs.iter().map(|(name, text)| json!({ "name": name, "text": text })).collect();

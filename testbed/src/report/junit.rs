@@ -4,7 +4,7 @@ use std::io::{self, Write};
 
 use quick_junit::{NonSuccessKind, Property, Report, TestCase, TestCaseStatus, TestSuite};
 
-use super::{Event, Finding, Reporter, Start, Verdict};
+use super::{Event, Finding, Outcome, Reporter, Start, Verdict};
 
 /// Collects a run and writes it when it is over.
 pub struct JUnit<W> {
@@ -48,11 +48,16 @@ impl<W: Write> Reporter for JUnit<W> {
 
 fn case(finding: &Finding, start: Option<&Start>) -> TestCase {
     let kind = match finding.verdict() {
-        Verdict::Pass | Verdict::Blessed => None,
+        Verdict::Pass | Verdict::Blessed | Verdict::Skip => None,
         Verdict::Fail => Some(NonSuccessKind::Failure),
         Verdict::Error => Some(NonSuccessKind::Error),
     };
     let status = match kind {
+        None if let Outcome::Skipped(why) = &finding.outcome => {
+            let mut status = TestCaseStatus::skipped();
+            status.set_message(why);
+            status
+        }
         None => TestCaseStatus::success(),
         Some(kind) => {
             let problems = finding.problems(false);

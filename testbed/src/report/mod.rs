@@ -76,6 +76,8 @@ pub enum Outcome {
         /// What is wrong whatever the goldens say.
         violations: Vec<String>,
     },
+    /// This machine lacks what it takes: how, and what mends it.
+    Skipped(String),
     /// It could not be.
     Error(RunError),
 }
@@ -89,6 +91,8 @@ pub enum Verdict {
     Blessed,
     /// Not as expected.
     Fail,
+    /// It was not tried, as this machine lacks what it takes.
+    Skip,
     /// It could not be seen.
     Error,
 }
@@ -105,6 +109,7 @@ impl Verdict {
             Self::Pass => "pass",
             Self::Blessed => "blessed",
             Self::Fail => "fail",
+            Self::Skip => "skip",
             Self::Error => "error",
         }
     }
@@ -127,6 +132,7 @@ impl Finding {
     /// The verdict.
     pub fn verdict(&self) -> Verdict {
         match &self.outcome {
+            Outcome::Skipped(_) => Verdict::Skip,
             Outcome::Error(_) => Verdict::Error,
             Outcome::Observed { comparisons, blessed, violations } => {
                 let differs = comparisons.iter().any(|comparison| comparison.outcome != Compared::Same);
@@ -148,6 +154,7 @@ impl Finding {
             details,
         };
         match &self.outcome {
+            Outcome::Skipped(_) => Vec::new(),
             Outcome::Error(error) => {
                 let logs = error.logs.iter().map(|(name, text)| format!("{name}:\n{}", indent(text)));
                 vec![here(error.message.clone(), logs.collect::<Vec<_>>().join("\n"))]
@@ -194,6 +201,8 @@ pub struct Summary {
     pub blessed: usize,
     /// Not as expected.
     pub failed: usize,
+    /// Not tried.
+    pub skipped: usize,
     /// Not seen.
     pub errors: usize,
     /// All of it.
@@ -209,6 +218,7 @@ impl Summary {
             Verdict::Pass => self.passed += 1,
             Verdict::Blessed => self.blessed += 1,
             Verdict::Fail => self.failed += 1,
+            Verdict::Skip => self.skipped += 1,
             Verdict::Error => self.errors += 1,
         }
     }

@@ -41,6 +41,7 @@ fn tell(reporter: &mut dyn Reporter) {
     let blessed = missing.iter().map(|comparison| comparison.file.clone()).collect();
     let error = RunError {
         message: "rdma-httpd was killed by signal 6 while it was needed".into(),
+        unavailable: false,
         logs: vec![("rdma-httpd said".into(), "thread panicked: 100%\nat <here> & \"there\"".into())],
     };
     let leak = Outcome::Observed {

@@ -18,6 +18,7 @@ use super::wire::{self, HttpHead, Opening, WireError};
 use super::{Exchange, Observation, Place, Placeholders, Program, Scenario, Side};
 use crate::agent::client::{Client, ClientError, Command};
 use crate::agent::protocol::Exit;
+use crate::doctor::install_command;
 use crate::topology::{HostPlan, InterfacePlan, Plan};
 
 /// How long the server may take to end once it was asked to.
@@ -30,6 +31,8 @@ const MAX_HEAD: u64 = 1 << 20;
 pub struct RunError {
     /// What went wrong.
     pub message: String,
+    /// Whether a program that judges is not installed here: the machine's lack, not the system's.
+    pub unavailable: bool,
     /// What the programs said, for finding out why: a heading and lines.
     pub logs: Vec<(String, String)>,
 }
@@ -57,6 +60,8 @@ enum Trouble {
     Agent(#[from] ClientError),
     #[error(transparent)]
     Wire(#[from] WireError),
+    #[error("{message}; to have it: {}", install_command(program))]
+    Unavailable { program: &'static str, message: String },
     #[error("cannot {what}: {error}")]
     Io { what: String, error: io::Error },
 }
@@ -102,7 +107,8 @@ impl Runner<'_> {
                     logs.push((format!("{name} said"), text));
                 }
             }
-            RunError { message: trouble.to_string(), logs }
+            let unavailable = matches!(trouble, Trouble::Unavailable { .. });
+            RunError { message: trouble.to_string(), unavailable, logs }
         })
     }
 
@@ -205,8 +211,13 @@ impl Runner<'_> {
         let program = scenario.client.program;
         let command = client_command(scenario, work, place, address);
         let events = program == Program::RdmaFetch;
-        let mut client =
-            Process::start(self.client, program.name(), command, events, client_said.clone()).await?;
+        let client = Process::start(self.client, program.name(), command, events, client_said.clone()).await;
+        let mut client = client.map_err(|error| match error {
+            ClientError::NotExecuted { code: 127, message } if program == Program::Curl => {
+                Trouble::Unavailable { program: program.name(), message }
+            }
+            error => error.into(),
+        })?;
         let exit = tokio::select! {
             exit = client.ended() => exit?,
             exit = server.ended() => {

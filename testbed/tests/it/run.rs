@@ -170,6 +170,26 @@ fn the_users_environment_changes_nothing() {
 }
 
 #[test]
+fn a_judge_that_is_not_installed_skips_and_says_how_to_install_it() {
+    let test = "a_judge_that_is_not_installed_skips_and_says_how_to_install_it";
+    let Some(bench) = Bench::new(Labs::new(test)) else { return };
+    bench.edit("get-plain.toml", |file| file + "env = { PATH = \"/nowhere\" }\n");
+    let junit = bench.labs.path("junit.xml");
+    let said = bench.expect(0, &["direct", "get-plain", "get-empty", "--junit", junit.to_str().unwrap()]);
+    let why = "`curl` was not found in PATH (/nowhere); to have it: ";
+    assert!(said.contains("SKIP") && said.contains(&format!("get-plain: {why}")), "{said}");
+    assert!(said.contains("1 scenario run: 1 passed, 1 skipped"), "{said}");
+    let report = fs::read_to_string(junit).unwrap();
+    assert!(report.contains("<skipped message=\"`curl` was not found"), "{report}");
+    assert!(bench.expect(4, &["direct", "get-plain"]).contains("every scenario was skipped"));
+    let mut command = bench.labs.testbed();
+    command.args(bench.args(&["direct", "get-plain"])).env("TESTBED_REQUIRE_ALL", "1");
+    let output = command.output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output.stdout).contains(why), "{}", text(&output.stdout));
+}
+
+#[test]
 fn a_changed_byte_of_a_golden_fails_with_a_diff_that_names_its_line() {
     let test = "a_changed_byte_of_a_golden_fails_with_a_diff_that_names_its_line";
     let Some(bench) = Bench::new(Labs::new(test)) else { return };
