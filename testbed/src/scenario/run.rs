@@ -46,7 +46,7 @@ pub struct Runner<'a> {
     pub plan: &'a Plan,
     /// What carries RDMA.
     pub fabric: FabricKind,
-    /// Leaves the files of every run in the lab's directory.
+    /// Leaves the files of every run, in the lab's directory; else they are in the directory for temporary files.
     pub keep: bool,
     /// Becomes true when the run is to be broken off.
     pub cancelled: &'a watch::Receiver<bool>,
@@ -118,12 +118,19 @@ impl Runner<'_> {
         client_said: &Told,
         server_said: &Told,
     ) -> Result<Observation, Trouble> {
+        // The runtime directory is often a small file system in memory.
+        let (folder, variable) = match self.keep {
+            true => (self.client.lab().path().to_owned(), "TESTBED_RUNTIME_DIR"),
+            false => (std::env::temp_dir(), "TMPDIR"),
+        };
+        let what = format!("make the run's files in {} ({variable} names another place)", folder.display());
+        let folder = std::path::absolute(folder).map_err(io_trouble(what.clone()))?;
         let kept = tempfile::Builder::new()
             .prefix(&format!("run-{}-", scenario.name))
-            .tempdir_in(self.client.lab().path())
-            .map_err(io_trouble("make a directory for the run's files"))?;
+            .tempdir_in(folder)
+            .map_err(io_trouble(what.clone()))?;
         let work = Work { folder: kept.path().to_owned() };
-        let outcome = self.captured(scenario, &work, client_said, server_said).await;
+        let outcome = self.captured(scenario, &work, &what, client_said, server_said).await;
         self.put_away(kept);
         outcome
     }
@@ -141,11 +148,12 @@ impl Runner<'_> {
         &self,
         scenario: &Scenario,
         work: &Work,
+        making: &str,
         client_said: &Told,
         server_said: &Told,
     ) -> Result<Observation, Trouble> {
         let place = Surroundings::new(self.plan, scenario)?;
-        let served = make_bodies(scenario, &work.root()).await?;
+        let served = make_bodies(scenario, &work.root(), making).await?;
         self.client.capture_start(&place.link, &work.capture()).await?;
         let flow = self.flow(scenario, work, &place, client_said, server_said);
         let mut cancelled = self.cancelled.clone();
@@ -294,7 +302,7 @@ fn first_interface<'p>(plan: &'p Plan, host: &str) -> Result<(&'p HostPlan, &'p 
 }
 
 /// Makes the server's files; returns the one that the client asks for, if it is among them.
-async fn make_bodies(scenario: &Scenario, root: &Path) -> Result<Option<Content>, Trouble> {
+async fn make_bodies(scenario: &Scenario, root: &Path, making: &str) -> Result<Option<Content>, Trouble> {
     let root = root.to_owned();
     let (files, target) = (scenario.server.files.clone(), scenario.client.target.clone());
     let made = tokio::task::spawn_blocking(move || {
@@ -309,7 +317,7 @@ async fn make_bodies(scenario: &Scenario, root: &Path) -> Result<Option<Content>
         Ok(served)
     });
     let made = made.await.map_err(|error| Trouble::Said(error.to_string()))?;
-    made.map_err(io_trouble("make the files to be served"))
+    made.map_err(io_trouble(making))
 }
 
 fn text(path: &Path) -> String {
