@@ -22,7 +22,7 @@ use crate::agent::runtime::LabName;
 use crate::golden::Store;
 use crate::guest::host::{self, Lease, Options, Up};
 use crate::report::{self, Event, Finding, GitHub, Human, JUnit, Json, Reporter, Start, Summary};
-use crate::scenario::{Library, Partition, Pattern, Runner, Scenario, select};
+use crate::scenario::{Claim, Library, Partition, Pattern, Runner, Scenario, select};
 use crate::topology::{self, Plan};
 
 const EXAMPLES: &str = "\
@@ -241,6 +241,7 @@ struct Session<'a> {
 /// The lab that a run uses.
 struct Lab {
     client: Client,
+    claim: Claim,
     /// Holds it up, if this run brought it up.
     lease: Option<Lease>,
 }
@@ -295,11 +296,13 @@ impl Session<'_> {
         if let Ok(status) = client.status().await
             && status.plan == *self.plan
         {
-            return Ok(Lab { client, lease: None });
+            let claim = claim(&client).await?;
+            return Ok(Lab { client, claim, lease: None });
         }
         let name = if self.args.keep { usual } else { format!("run-{}", std::process::id()).parse()? };
         let Up { client, lease, .. } = host::up(&name, self.plan, &options).await?;
-        Ok(Lab { client, lease })
+        let claim = claim(&client).await?;
+        Ok(Lab { client, claim, lease })
     }
 
     /// Takes the lab down if it is ours, unless it is to be kept.
@@ -331,6 +334,7 @@ impl Session<'_> {
         }))?;
         let runner = Runner {
             client: &lab.client,
+            claim: &lab.claim,
             plan: self.plan,
             fabric: self.fabric,
             keep: self.args.keep,
@@ -381,6 +385,16 @@ impl Session<'_> {
         }
         Ok(report::Outcome::Observed { comparisons, blessed, violations })
     }
+}
+
+/// Waits for other runs in the lab to end.
+async fn claim(client: &Client) -> Result<Claim, Failure> {
+    let name = client.lab().name();
+    let waiting = || eprintln!("waiting: another run is using lab {name}");
+    let claimed = Claim::take(client, waiting).await;
+    claimed.map_err(|error| {
+        Failure::new(Code::Differs, format!("cannot claim lab {name} for this run: {error}"))
+    })
 }
 
 /// The signals that end a run in good order.

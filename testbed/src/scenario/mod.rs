@@ -4,6 +4,7 @@
 //! its agent's socket only, so that the same works in guests.
 
 pub mod body;
+mod claim;
 mod embedded;
 mod file;
 mod library;
@@ -14,6 +15,7 @@ mod select;
 mod settle;
 pub mod wire;
 
+pub use claim::Claim;
 pub use file::{
     Body, Client, DEFAULT_TIMEOUT, MAX_BODY, Placeholders, Program, Scenario, ScenarioError, Server,
 };

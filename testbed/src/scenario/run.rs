@@ -15,7 +15,7 @@ use super::body::{self, Content};
 use super::program::{Program as Process, Told, tail};
 use super::settle::settled;
 use super::wire::{self, HttpHead, Opening, WireError};
-use super::{Exchange, Observation, Place, Placeholders, Program, Scenario, Side};
+use super::{Claim, Exchange, Observation, Place, Placeholders, Program, Scenario, Side};
 use crate::agent::client::{Client, ClientError, Command};
 use crate::agent::protocol::Exit;
 use crate::doctor::install_command;
@@ -42,6 +42,8 @@ pub struct RunError {
 pub struct Runner<'a> {
     /// The lab's agent.
     pub client: &'a Client,
+    /// The right to run there.
+    pub claim: &'a Claim,
     /// What the lab was made from.
     pub plan: &'a Plan,
     /// What carries RDMA.
@@ -154,7 +156,14 @@ impl Runner<'_> {
     ) -> Result<Observation, Trouble> {
         let place = Surroundings::new(self.plan, scenario)?;
         let served = make_bodies(scenario, &work.root(), making).await?;
-        self.client.capture_start(&place.link, &work.capture()).await?;
+        let noting = "note in the lab's directory which link is captured";
+        self.claim.captures(&place.link).map_err(io_trouble(noting))?;
+        let started = self.client.capture_start(&place.link, &work.capture()).await;
+        if started.is_err() {
+            // It is somebody else's, who wants to keep it.
+            self.claim.captures("").map_err(io_trouble(noting))?;
+        }
+        started?;
         let flow = self.flow(scenario, work, &place, client_said, server_said);
         let mut cancelled = self.cancelled.clone();
         let flowed = tokio::select! {
@@ -168,6 +177,7 @@ impl Runner<'_> {
         };
         // The programs have ended, or have just been dropped and so killed; the capture must end in any case.
         let (frames, dropped) = self.client.capture_stop(&place.link).await?;
+        self.claim.captures("").map_err(io_trouble(noting))?;
         let sides = flowed.unwrap_or_else(|_| {
             let limit = scenario.timeout.as_secs_f64();
             Err(Trouble::Said(format!("it was not over after {limit} s, the scenario's timeout")))

@@ -416,6 +416,22 @@ fn a_lab_that_is_up_is_used_and_left_and_one_can_be_kept() {
     assert_eq!(child.wait_with_output().unwrap().status.code(), Some(130));
     let said = bench.labs.run(bench.args(&["wan-10g", "get-missing"]));
     assert_eq!(said.status.code(), Some(0), "an interrupted run left something: {}", text(&said.stdout));
+    // Killed, it leaves its capture to the next one.
+    let (mut child, _) = bench.start(&["wan-10g", "get-unreachable"]);
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let said = bench.labs.run(bench.args(&["wan-10g", "get-missing"]));
+    assert_eq!(said.status.code(), Some(0), "a killed run left something: {}", text(&said.stdout));
+    // Two at once take turns.
+    let (child, _) = bench.start(&["wan-10g", "get-unreachable"]);
+    let said = bench.labs.run(bench.args(&["wan-10g", "get-missing"]));
+    assert_eq!(said.status.code(), Some(0), "{}", text(&said.stdout));
+    assert!(
+        text(&said.stderr).contains("waiting: another run is using lab wan-10g"),
+        "{}",
+        text(&said.stderr)
+    );
+    assert_eq!(child.wait_with_output().unwrap().status.code(), Some(0));
     assert_eq!(bench.labs.status()["agent_pid"], agent, "it is the same lab");
     let kept: Vec<PathBuf> = fs::read_dir(bench.labs.lab("wan-10g"))
         .unwrap()
