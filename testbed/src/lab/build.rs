@@ -64,6 +64,9 @@ pub(super) async fn build(plan: &Plan, device: RelayDevice) -> Result<(Vec<Host>
     let named: HashMap<&str, &Host> = hosts.iter().map(|h| (h.name.as_str(), h)).collect();
     try_join_all(plan.links.iter().flat_map(|l| ends(l).map(|e| (l, e))).map(async |(link, (end, out))| {
         let host = named[end.host.as_str()];
+        if Carrier::of(link.driver) != Carrier::Relay || device == RelayDevice::Packet {
+            host.wait_until_up(&end.interface).await?;
+        }
         match Carrier::of(link.driver) {
             Carrier::Netem => impair(plan, link, end, out, host).await,
             Carrier::Relay if device == RelayDevice::Packet && !may_offload(out) => {

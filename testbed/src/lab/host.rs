@@ -115,6 +115,15 @@ impl Host {
         self.netlink.add_veth(interface, others, other.namespace()).await
     }
 
+    /// Waits until an interface, an end of a veth pair, carries frames.
+    pub(super) async fn wait_until_up(&self, interface: &str) -> Result<(), LabError> {
+        let place = || format!("host {}, {interface}", self.name);
+        self.netlink
+            .wait_until_up(interface)
+            .await
+            .map_err(|e| LabError::step(place(), "wait for its carrier", e))
+    }
+
     /// Gives an interface the queueing discipline that is made for its index.
     pub(super) async fn set_qdisc(
         &self,

@@ -3,6 +3,7 @@
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::{AsRawFd as _, BorrowedFd};
+use std::time::Duration;
 
 use futures_util::{StreamExt as _, TryStreamExt as _};
 use ipnet::IpNet;
@@ -11,12 +12,15 @@ use netlink_packet_core::{
 };
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::address::{AddressAttribute, AddressFlags};
-use netlink_packet_route::link::{InfoData, InfoKind, InfoVeth, LinkAttribute, LinkInfo, LinkMessage};
+use netlink_packet_route::link::{InfoData, InfoKind, InfoVeth, LinkAttribute, LinkInfo, LinkMessage, State};
 use netlink_packet_route::tc::TcMessage;
 use rtnetlink::{Handle, LinkUnspec};
 use tokio::task::JoinHandle;
 
 use crate::topology::{InterfacePlan, Mac};
+
+/// How long a veth pair may take to have a carrier.
+const CARRIER: Duration = Duration::from_secs(10);
 
 /// A netlink socket and the task that serves it.
 #[derive(Debug)]
@@ -50,6 +54,23 @@ impl Netlink {
         let mut links = self.handle.link().get().match_name(interface.to_owned()).execute();
         let link = links.try_next().await.map_err(to_io)?;
         link.map(|l| l.header.index).ok_or_else(|| nix::errno::Errno::ENODEV.into())
+    }
+
+    /// Waits until an interface carries frames. One end of a veth pair has a carrier once both ends are up, and the kernel
+    /// sees to that in its own time; until then it drops what is sent.
+    pub(super) async fn wait_until_up(&self, interface: &str) -> io::Result<()> {
+        let wait = async {
+            loop {
+                let mut links = self.handle.link().get().match_name(interface.to_owned()).execute();
+                let link = links.try_next().await.map_err(to_io)?.ok_or(nix::errno::Errno::ENODEV)?;
+                if link.attributes.contains(&LinkAttribute::OperState(State::Up)) {
+                    return Ok(());
+                }
+                // Cheaper than a socket that listens for changes, and over within a few turns.
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        tokio::time::timeout(CARRIER, wait).await.map_err(|_| nix::errno::Errno::ENETDOWN)?
     }
 
     /// Changes an interface.
