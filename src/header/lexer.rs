@@ -1,8 +1,8 @@
 //! What both directions of the field share: one word, then `name=value` parameters between commas.
 
-use http::HeaderValue;
+use http::{HeaderMap, HeaderValue};
 
-use super::{HeaderError, MAX_FIELD};
+use super::{HeaderError, MAX_FIELD, RDMA};
 
 /// A field that is taken apart: its first word and its parameters, names as they came.
 pub(super) struct Parts<'a> {
@@ -42,6 +42,15 @@ impl<'a> Parts<'a> {
     /// The value of a parameter that must be there.
     pub(super) fn required(&self, name: &'static str) -> Result<&'a str, HeaderError> {
         self.optional(name)?.ok_or(HeaderError::Missing(name))
+    }
+}
+
+/// The field of a head that has one; two are an error.
+pub(super) fn the_field(headers: &HeaderMap) -> Result<Option<&HeaderValue>, HeaderError> {
+    let mut fields = headers.get_all(RDMA).iter();
+    match (fields.next(), fields.count()) {
+        (field, 0) => Ok(field),
+        (_, more) => Err(HeaderError::Repeated(more + 1)),
     }
 }
 

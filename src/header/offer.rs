@@ -4,8 +4,8 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 use http::{HeaderMap, HeaderValue};
 
-use super::lexer::{Parts, bad, excerpt, number};
-use super::{HeaderError, Mode, RDMA, TransferId};
+use super::lexer::{Parts, bad, excerpt, number, the_field};
+use super::{HeaderError, Mode, TransferId};
 use crate::fabric::Stag;
 
 /// A region of the client's, and where to connect to reach it.
@@ -28,12 +28,7 @@ pub struct Offer {
 impl Offer {
     /// The offer of a request, if it has one.
     pub fn of(headers: &HeaderMap) -> Result<Option<Self>, HeaderError> {
-        let mut fields = headers.get_all(RDMA).iter();
-        match (fields.next(), fields.count()) {
-            (None, _) => Ok(None),
-            (Some(field), 0) => Self::parse(field).map(Some),
-            (Some(_), more) => Err(HeaderError::Repeated(more + 1)),
-        }
+        the_field(headers)?.map(Self::parse).transpose()
     }
 
     /// Parses a field's value.
@@ -97,6 +92,7 @@ fn address(value: &str) -> Result<IpAddr, HeaderError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::header::RDMA;
     use proptest::prelude::*;
 
     fn parse(text: &str) -> Result<Offer, HeaderError> {

@@ -5,9 +5,9 @@ use std::fmt;
 
 use http::{HeaderMap, HeaderValue};
 
-use super::lexer::{Parts, bad, excerpt, is_token, number};
+use super::lexer::{Parts, bad, excerpt, is_token, number, the_field};
 use super::offer::value;
-use super::{HeaderError, Mode, RDMA, TransferId};
+use super::{HeaderError, Mode, TransferId};
 
 /// What was done with an offer.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -90,12 +90,7 @@ impl fmt::Display for Reason {
 impl Outcome {
     /// The outcome that a response tells, if it tells one: a server that does not know RDMA says nothing.
     pub fn of(headers: &HeaderMap) -> Result<Option<Self>, HeaderError> {
-        let mut fields = headers.get_all(RDMA).iter();
-        match (fields.next(), fields.count()) {
-            (None, _) => Ok(None),
-            (Some(field), 0) => Self::parse(field).map(Some),
-            (Some(_), more) => Err(HeaderError::Repeated(more + 1)),
-        }
+        the_field(headers)?.map(Self::parse).transpose()
     }
 
     /// Parses a field's value.

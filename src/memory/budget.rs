@@ -67,7 +67,8 @@ impl Budget {
     }
 
     /// Bytes that are taken now.
-    pub fn used(&self) -> u64 {
+    #[cfg(test)]
+    fn used(&self) -> u64 {
         self.0.used.lock().unwrap_or_else(PoisonError::into_inner).total
     }
 }

@@ -14,9 +14,6 @@ use crate::fabric::{Access, FabricError, Pd, Region};
 
 /// A strategy for the source of a transfer.
 pub trait Registration: Send + Sync + 'static {
-    /// Its name: `dynamic`.
-    fn name(&self) -> &'static str;
-
     /// Makes `bytes` something that the fabric can send from, in `pd`. Dropping the source ends whatever was begun for it.
     fn source(&self, pd: &Pd, bytes: Vec<u8>, recorder: &Recorder) -> Result<Box<dyn Source>, FabricError>;
 }
@@ -36,10 +33,6 @@ pub trait Source: Send + Sync {
 pub struct Dynamic;
 
 impl Registration for Dynamic {
-    fn name(&self) -> &'static str {
-        "dynamic"
-    }
-
     fn source(&self, pd: &Pd, bytes: Vec<u8>, recorder: &Recorder) -> Result<Box<dyn Source>, FabricError> {
         Ok(Box::new(Registered::new(pd, bytes, Access::LOCAL_READ, recorder)?))
     }
