@@ -14,17 +14,17 @@ fn signals() -> SigSet {
 }
 
 /// Blocks the signals that [`run`] waits for; before the agent is forked, so that none is missed.
-pub(super) fn block_signals() -> nix::Result<()> {
+pub(crate) fn block_signals() -> nix::Result<()> {
     signals().thread_block()
 }
 
 /// Undoes [`block_signals`] in the agent.
-pub(super) fn unblock_signals() -> nix::Result<()> {
+pub(crate) fn unblock_signals() -> nix::Result<()> {
     signals().thread_unblock()
 }
 
 /// Waits for the agent's end, then makes sure of everybody else's.
-pub(super) fn run(agent: Pid) -> ExitCode {
+pub(crate) fn run(agent: Pid) -> ExitCode {
     while let Ok(signal) = signals().wait() {
         if signal == Signal::SIGCHLD {
             if agent_was_reaped(agent) {

@@ -67,7 +67,7 @@ fn start(directory: &Path, caller: &mut Option<UnixStream>, lock: File) -> Resul
     raise_limits();
     let privileged = namespaces::is_privileged();
     namespaces::enter().map_err(|refusal| (refusal.to_string(), Blame::Machine))?;
-    if let Side::Parent = namespaces::fork_single_threaded().map_err(machine("fork"))? {
+    if let Side::Parent(_) = namespaces::fork_single_threaded().map_err(machine("fork"))? {
         return Ok(ExitCode::SUCCESS);
     }
 
@@ -77,7 +77,7 @@ fn start(directory: &Path, caller: &mut Option<UnixStream>, lock: File) -> Resul
         .and_then(|()| lock.write_all_at(format!("{pid}\n").as_bytes(), 0))
         .map_err(machine("write to the lock"))?;
     init::block_signals().map_err(machine("block signals"))?;
-    if let Side::Parent = namespaces::fork_single_threaded().map_err(machine("fork"))? {
+    if let Side::Parent(_) = namespaces::fork_single_threaded().map_err(machine("fork"))? {
         // The caller must see the end of the agent as the end of the socket.
         *caller = None;
         return Ok(init::run(Pid::from_raw(AGENT_PID)));

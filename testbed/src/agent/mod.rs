@@ -12,10 +12,10 @@ pub mod runtime;
 
 mod command;
 mod commands;
-mod init;
+pub(crate) mod init;
 mod lookup;
 mod mounts;
-mod namespaces;
+pub(crate) mod namespaces;
 mod refusal;
 mod server;
 mod spawn;

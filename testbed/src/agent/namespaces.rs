@@ -12,7 +12,7 @@ use std::io;
 
 use nix::errno::Errno;
 use nix::sched::{CloneFlags, unshare};
-use nix::unistd::{ForkResult, fork, getegid, geteuid};
+use nix::unistd::{ForkResult, Pid, fork, getegid, geteuid};
 
 use super::refusal::{Refusal, Step};
 
@@ -71,15 +71,15 @@ pub(super) fn errno(error: &io::Error) -> Errno {
 }
 
 /// Which side of a fork this is.
-pub(super) enum Side {
-    /// The old process.
-    Parent,
+pub(crate) enum Side {
+    /// The old process, with the id of the new one.
+    Parent(Pid),
     /// The new one.
     Child,
 }
 
 /// Forks a process that has a single thread; anything else is an error.
-pub(super) fn fork_single_threaded() -> io::Result<Side> {
+pub(crate) fn fork_single_threaded() -> io::Result<Side> {
     let threads = fs::read_dir("/proc/self/task").map(Iterator::count);
     if threads.as_ref().is_ok_and(|count| *count != 1) {
         return Err(io::Error::other("the agent's namespaces must be made before any thread"));
@@ -87,7 +87,7 @@ pub(super) fn fork_single_threaded() -> io::Result<Side> {
     // SAFETY: this process has this one thread (checked above; where /proc cannot be read, by the contract of the
     // `agent` verb, which starts none), so no lock can be left held and the child may run any code.
     match unsafe { fork() }? {
-        ForkResult::Parent { .. } => Ok(Side::Parent),
+        ForkResult::Parent { child } => Ok(Side::Parent(child)),
         ForkResult::Child => Ok(Side::Child),
     }
 }

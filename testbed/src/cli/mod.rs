@@ -20,6 +20,7 @@ mod exec;
 mod failure;
 mod global;
 mod graph;
+mod init;
 mod kernel;
 mod lab;
 mod perf;
@@ -83,6 +84,8 @@ enum Verb {
     #[command(hide = true)]
     Agent(agent::Args),
     #[command(hide = true)]
+    Init(init::Args),
+    #[command(hide = true)]
     Perf(perf::Args),
 }
 
@@ -97,6 +100,7 @@ impl Verb {
             Self::Shell(args) => args.run(global),
             Self::Capture(args) => args.run(global),
             Self::Agent(args) => args.run(global),
+            Self::Init(args) => args.run(global),
             Self::Perf(args) => args.run(global),
             Self::Bench(args) => args.run(global),
             Self::Doctor(args) => args.run(global),

@@ -24,7 +24,7 @@ use crate::topology::Plan;
 const KILLED: Duration = Duration::from_secs(5);
 
 /// The programs that a lab's `bin/` offers; all are this one, by name.
-const PROGRAMS: [&str; 3] = ["testbed", "rdma-httpd", "rdma-fetch"];
+pub(super) const PROGRAMS: [&str; 3] = ["testbed", "rdma-httpd", "rdma-fetch"];
 
 /// How labs are brought up and taken down.
 #[derive(Clone, Debug)]

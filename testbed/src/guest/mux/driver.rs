@@ -60,6 +60,8 @@ struct Shared {
     state: Mutex<State>,
     /// There may be something to write.
     pending: Notify,
+    /// Something was written.
+    written: Notify,
     line: watch::Sender<LineState>,
     /// Streams that the peer opened; those that nobody takes are bounded as streams are.
     incoming: mpsc::UnboundedSender<(StreamId, Service, mpsc::UnboundedReceiver<Arrived>)>,
@@ -96,7 +98,8 @@ impl Driver {
         let (incoming, opened) = mpsc::unbounded_channel();
         let state = Mutex::new(State { mux: Mux::new(role), links: BTreeMap::new() });
         let line = watch::Sender::new(LineState::Silent);
-        let shared = Arc::new(Shared { state, pending: Notify::new(), line, incoming });
+        let shared =
+            Arc::new(Shared { state, pending: Notify::new(), written: Notify::new(), line, incoming });
         let tasks = [tokio::spawn(read(shared.clone(), from)), tokio::spawn(write(shared.clone(), to))];
         (Self { shared: shared.clone(), tasks }, Opener(shared.clone()), Incoming { shared, opened })
     }
@@ -108,6 +111,17 @@ impl Driver {
         match state.as_deref() {
             Ok(LineState::Closed(why)) => Err(why.clone()),
             _ => Ok(()),
+        }
+    }
+
+    /// Waits until every stream is finished from this side, and the line has all of it.
+    pub async fn flushed(&self) {
+        loop {
+            let written = self.shared.written.notified();
+            if self.shared.lock().mux.is_flushed() {
+                return;
+            }
+            written.await;
         }
     }
 
@@ -321,6 +335,7 @@ async fn write(shared: Arc<Shared>, mut to: impl AsyncWrite + Unpin) {
         let mut state = shared.lock();
         state.mux.transmitted(chunk.len());
         shared.tell(&mut state);
+        shared.written.notify_waiters();
     }
 }
 

@@ -306,6 +306,11 @@ impl Mux {
         }
     }
 
+    /// Whether all that this side ever has to say is on the line: every stream is finished from here.
+    pub fn is_flushed(&self) -> bool {
+        self.to_send.is_empty() && self.streams.values().all(|stream| stream.finished)
+    }
+
     /// Streams that are not over.
     pub fn streams(&self) -> usize {
         self.streams.len()

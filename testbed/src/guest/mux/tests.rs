@@ -362,6 +362,22 @@ async fn the_end_of_the_line_is_the_end_of_its_streams() {
 }
 
 #[tokio::test]
+async fn a_line_is_flushed_once_every_stream_has_ended_from_here() {
+    let ((_host, opener), (guest, mut incoming)) = pair();
+    let mut stream = opener.open(Service(1)).unwrap();
+    let (mut near, far) = UnixStream::pair().unwrap();
+    incoming.next().await.unwrap().carry(far);
+    near.write_all(b"the last words").await.unwrap();
+    drop(near);
+    guest.flushed().await;
+    drop(guest);
+    let mut words = String::new();
+    // The other side has not ended its way, so what comes after the words is the end of the line.
+    let _ = stream.read_to_string(&mut words).await;
+    assert_eq!(words, "the last words");
+}
+
+#[tokio::test]
 async fn a_line_that_speaks_something_else_says_so() {
     let (ours, mut theirs) = UnixStream::pair().unwrap();
     let (from, to) = ours.into_split();

@@ -1,0 +1,76 @@
+//! The end of what a guest's console said, for when the guest fails.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tokio::io::{AsyncRead, AsyncReadExt as _};
+
+/// Bytes that are kept.
+const KEPT: usize = 16 << 10;
+
+/// Lines that go into a message.
+const SHOWN: usize = 20;
+
+/// The end of a console's output. Clones see the same.
+#[derive(Clone, Debug, Default)]
+pub struct Console(Arc<Mutex<VecDeque<u8>>>);
+
+impl Console {
+    /// Keeps the end of what comes from `from`, until that ends.
+    pub async fn follow(self, mut from: impl AsyncRead + Unpin) {
+        let mut buffer = [0; 4096];
+        loop {
+            match from.read(&mut buffer).await {
+                // A console that can no longer be read is one that has ended.
+                Ok(0) | Err(_) => return,
+                Ok(n) => self.keep(&buffer[..n]),
+            }
+        }
+    }
+
+    fn keep(&self, bytes: &[u8]) {
+        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        kept.extend(bytes);
+        let surplus = kept.len().saturating_sub(KEPT);
+        kept.drain(..surplus);
+    }
+
+    /// The last lines, as text that cannot do anything to a terminal.
+    pub fn tail(&self) -> String {
+        let bytes: Vec<u8> = {
+            let kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            kept.iter().copied().collect()
+        };
+        let text = String::from_utf8_lossy(&bytes);
+        let clean = |line: &str| -> String {
+            line.trim_end().chars().filter(|c| !c.is_control() || *c == '\t').collect()
+        };
+        let lines: Vec<String> = text.lines().map(clean).filter(|line| !line.is_empty()).collect();
+        match &lines[lines.len().saturating_sub(SHOWN)..] {
+            [] => "(the console is empty)".to_owned(),
+            shown => shown.join("\n"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn only_the_end_is_kept_and_it_is_text() {
+        let console = Console::default();
+        assert_eq!(console.tail(), "(the console is empty)");
+        let mut output = Vec::new();
+        for n in 0..100_000 {
+            output.extend_from_slice(format!("line {n}\r\n").as_bytes());
+        }
+        output.extend_from_slice(b"\x1b[31mpanic\xff\x07\n\n");
+        console.clone().follow(&output[..]).await;
+        let tail = console.tail();
+        let lines: Vec<&str> = tail.lines().collect();
+        assert_eq!(lines.len(), SHOWN);
+        assert_eq!(lines[SHOWN - 2..], ["line 99999", "[31mpanic\u{fffd}"]);
+        assert!(console.0.lock().unwrap().len() <= KEPT);
+    }
+}

@@ -1,0 +1,256 @@
+//! The verb `init`: PID 1 of a guest.
+//!
+//! ```text
+//! PID 1      mounts, then reaps; powers the guest off when the bridge has ended
+//! └─ bridge  the line's near end: takes the order, starts the agent, connects streams to its socket
+//!    └─ launcher ─ PID 1 ─ agent    as on the machine itself
+//! ```
+//! The root is the machine's file system, read-only, below an overlay in memory: everything that is there can be used,
+//! and nothing that is written leaves the guest, but in the directories that are shared.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{OpenOptionsExt as _, symlink};
+use std::os::unix::net::UnixStream as StdStream;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode, Stdio};
+use std::time::Duration;
+
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sys::reboot::{RebootMode, reboot};
+use nix::sys::termios::{SetArg, cfmakeraw, tcdrain, tcgetattr, tcsetattr};
+use nix::unistd::{chdir, pivot_root, sethostname};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::UnixStream;
+use tokio::net::unix::pipe;
+
+use super::mux::{Driver, Role};
+use super::order::{AGENT, Answer, CALLER, MAX_ORDER, ORDER, Order};
+use crate::agent::init as reaper;
+use crate::agent::namespaces::{Side, fork_single_threaded};
+use crate::guest::host::PROGRAMS;
+
+/// The line, as UML's command line has it.
+const LINE: &str = "/dev/tty1";
+/// Where labs are in a guest.
+const RUNTIME: &str = "/run/testbed";
+
+/// How long the last words may take.
+const FAREWELL: Duration = Duration::from_secs(1);
+
+const NONE: Option<&str> = None;
+
+/// Runs the guest to its end. Does not return where it is PID 1.
+pub fn main() -> ExitCode {
+    if std::process::id() != 1 {
+        eprintln!("testbed init: this is the first process of a guest, and not for use by hand");
+        return ExitCode::from(2);
+    }
+    // Standard error is the console, of which the host shows the end when a guest fails.
+    if let Err(error) = run() {
+        eprintln!("testbed init: {error}");
+    }
+    let error = reboot(RebootMode::RB_POWER_OFF);
+    eprintln!("testbed init: cannot power off: {error:?}");
+    ExitCode::FAILURE
+}
+
+fn run() -> Result<(), String> {
+    mounts().map_err(|(what, error)| format!("cannot mount {what}: {error}"))?;
+    reaper::block_signals().map_err(|error| format!("cannot block signals: {error}"))?;
+    // The bridge is the first process after this one, since nothing else was started.
+    match fork_single_threaded().map_err(|error| format!("cannot fork: {error}"))? {
+        Side::Parent(bridge) => {
+            reaper::run(bridge);
+            Ok(())
+        }
+        Side::Child => {
+            let result = reaper::unblock_signals().map_err(|error| error.to_string()).and_then(|()| bridge());
+            if let Err(error) = result {
+                eprintln!("testbed init: {error}");
+            }
+            // PID 1 sees to the rest.
+            std::process::exit(0);
+        }
+    }
+}
+
+/// An overlay of memory on the machine's files as the root, and the kernel's own file systems on it.
+fn mounts() -> Result<(), (&'static str, io::Error)> {
+    // Any directory that every machine has will do: it is out of the way once the root is another.
+    let stage = Path::new("/tmp");
+    let directory = |name: &str| -> Result<PathBuf, (&'static str, io::Error)> {
+        let path = stage.join(name);
+        fs::create_dir_all(&path).map_err(|error| ("the overlay", error))?;
+        Ok(path)
+    };
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
+    let on = |what: &'static str, kind: &str, target: &Path, flags: MsFlags, data: Option<&str>| {
+        mount(Some(kind), target, Some(kind), flags, data).map_err(|error| (what, error.into()))
+    };
+    on("memory", "tmpfs", stage, flags, Some("mode=755"))?;
+    let (upper, work, root) = (directory("upper")?, directory("work")?, directory("root")?);
+    let layers = format!("lowerdir=/,upperdir={},workdir={}", upper.display(), work.display());
+    on("the overlay", "overlay", &root, MsFlags::empty(), Some(&layers))?;
+    on("/proc", "proc", &root.join("proc"), flags | MsFlags::MS_NOEXEC, NONE)?;
+    on("/sys", "sysfs", &root.join("sys"), flags | MsFlags::MS_NOEXEC, NONE)?;
+    // The kernel has put it on /dev itself, but below, where the overlay does not reach.
+    on("/dev", "devtmpfs", &root.join("dev"), MsFlags::MS_NOSUID, Some("mode=755"))?;
+    for (name, kind, data) in [("pts", "devpts", "ptmxmode=666,mode=620"), ("shm", "tmpfs", "mode=1777")] {
+        let target = root.join("dev").join(name);
+        fs::create_dir_all(&target).map_err(|error| ("/dev", error))?;
+        on("/dev", kind, &target, flags & !MsFlags::MS_NODEV, Some(data))?;
+    }
+    // What runs on the machine is not here, and its sockets would only mislead.
+    on("/run", "tmpfs", &root.join("run"), flags, Some("mode=755"))?;
+    let enter = || {
+        chdir(&root)?;
+        // With both the same, the old root ends up on top of the new one (pivot_root(2)).
+        pivot_root(".", ".")?;
+        umount2(".", MntFlags::MNT_DETACH)?;
+        chdir("/")
+    };
+    enter().map_err(|error| ("the root", error.into()))
+}
+
+/// The line, made to carry bytes as they are.
+fn line() -> io::Result<(File, pipe::Receiver, pipe::Sender)> {
+    let open = || {
+        let flags = nix::libc::O_NOCTTY | nix::libc::O_NONBLOCK;
+        File::options().read(true).write(true).custom_flags(flags).open(LINE)
+    };
+    let tty = open()?;
+    let mut settings = tcgetattr(&tty)?;
+    cfmakeraw(&mut settings);
+    tcsetattr(&tty, SetArg::TCSANOW, &settings)?;
+    // To tokio a terminal is as good as a pipe: a descriptor that is ready or not.
+    let (from, to) =
+        (pipe::Receiver::from_file_unchecked(open()?)?, pipe::Sender::from_file_unchecked(open()?)?);
+    Ok((tty, from, to))
+}
+
+fn bridge() -> Result<(), String> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.map_err(|error| format!("cannot start: {error}"))?.block_on(async {
+        let (tty, from, to) = line().map_err(|error| format!("cannot use {LINE}: {error}"))?;
+        let (driver, _, mut incoming) = Driver::start(Role::Guest, from, to);
+        let mut lab: Option<Lab> = None;
+        loop {
+            let accepted = tokio::select! {
+                accepted = incoming.next() => accepted,
+                () = gone(&mut lab) => {
+                    // The agent's last words, its answer to `down` among them, are still under way.
+                    let _ = tokio::time::timeout(FAREWELL, driver.flushed()).await;
+                    // All of it is written, so this waits for UML alone, which is about to be powered off.
+                    let _ = tcdrain(&tty);
+                    return Ok(());
+                }
+            };
+            let Some(accepted) = accepted else {
+                return Err(driver.closed().await.to_string());
+            };
+            let (near, far) = UnixStream::pair().map_err(|error| error.to_string())?;
+            match (accepted.service(), &mut lab) {
+                (ORDER, none @ None) => {
+                    accepted.carry(far);
+                    *none = take_order(near).await?;
+                }
+                (CALLER, Some(lab)) if lab.agent_lock.is_none() => {
+                    accepted.carry(far);
+                    lab.start(near).map_err(|error| format!("cannot start the agent: {error}"))?;
+                }
+                (AGENT, Some(lab)) => {
+                    // Until the agent listens, and once it is gone, there is nobody to connect to.
+                    if let Ok(socket) = UnixStream::connect(lab.directory.join("agent.sock")).await {
+                        accepted.carry(socket);
+                    }
+                }
+                _ => {}
+            }
+        }
+    })
+}
+
+struct Lab {
+    directory: PathBuf,
+    program: PathBuf,
+    /// Gets the agent's lock when the agent is gone with all that is its.
+    agent_lock: Option<tokio::task::JoinHandle<io::Result<()>>>,
+}
+
+async fn gone(lab: &mut Option<Lab>) {
+    match lab.as_mut().and_then(|lab| lab.agent_lock.as_mut()) {
+        Some(lock) => {
+            // If the lock cannot be had for another reason, there is no way to know of the agent's end either.
+            let _ = lock.await;
+        }
+        None => std::future::pending().await,
+    }
+}
+
+async fn take_order(mut stream: UnixStream) -> Result<Option<Lab>, String> {
+    let mut text = Vec::new();
+    let read = (&mut stream).take(MAX_ORDER).read_to_end(&mut text).await;
+    read.map_err(|error| format!("cannot read the order: {error}"))?;
+    let prepared = serde_json::from_slice::<Order>(&text)
+        .map_err(|error| format!("the order is of another version: {error}"))
+        .and_then(|order| prepare(&order));
+    let answer = match &prepared {
+        Ok(_) => Answer::Ready,
+        Err(message) => Answer::Refused(message.clone()),
+    };
+    let text = serde_json::to_vec(&answer).unwrap_or_default();
+    stream.write_all(&text).await.map_err(|error| format!("cannot answer the order: {error}"))?;
+    Ok(prepared.ok())
+}
+
+fn prepare(order: &Order) -> Result<Lab, String> {
+    let cannot =
+        |what: &str, path: &Path, error: io::Error| format!("cannot {what} {}: {error}", path.display());
+    let directory = Path::new(RUNTIME).join(&order.lab);
+    let bin = directory.join("bin");
+    fs::create_dir_all(&bin).map_err(|error| cannot("make", &bin, error))?;
+    for name in PROGRAMS {
+        let link = bin.join(name);
+        symlink(&order.program, &link).map_err(|error| cannot("make", &link, error))?;
+    }
+    let plan = directory.join("plan.json");
+    let text = serde_json::to_vec(&order.plan).map_err(|error| error.to_string())?;
+    fs::write(&plan, text).map_err(|error| cannot("write", &plan, error))?;
+    for path in &order.shared {
+        fs::create_dir_all(path).map_err(|error| cannot("make", path, error))?;
+        mount(
+            Some("none"),
+            path,
+            Some("hostfs"),
+            MsFlags::MS_NOSUID | MsFlags::MS_NODEV,
+            Some(path.as_path()),
+        )
+        .map_err(|error| cannot("share", path, error.into()))?;
+    }
+    sethostname(&order.lab).map_err(|error| format!("cannot set the host's name: {error}"))?;
+    Ok(Lab { directory, program: order.program.clone(), agent_lock: None })
+}
+
+impl Lab {
+    /// Starts the agent, as `testbed up` does on the machine itself.
+    fn start(&mut self, caller: UnixStream) -> io::Result<()> {
+        let path = self.directory.join("lock");
+        let lock = File::create(&path)?;
+        lock.lock()?;
+        let caller: StdStream = caller.into_std()?;
+        caller.set_nonblocking(false)?;
+        let mut command = Command::new(&self.program);
+        command.arg("agent").arg(&self.directory);
+        // Its log goes to the console.
+        command.stdin(Stdio::from(OwnedFd::from(caller))).stdout(Stdio::from(lock));
+        let mut launcher = command.spawn()?;
+        drop(command);
+        self.agent_lock = Some(tokio::task::spawn_blocking(move || {
+            launcher.wait()?;
+            File::open(path)?.lock()
+        }));
+        Ok(())
+    }
+}

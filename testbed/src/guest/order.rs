@@ -1,0 +1,43 @@
+//! What a guest is told to do, and the services that it offers on its line.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use super::mux::Service;
+use crate::topology::Plan;
+
+/// Takes an [`Order`] as JSON up to the end of the stream, once, and gives an [`Answer`].
+pub const ORDER: Service = Service(1);
+/// The agent's standard input: the socket of whoever brings the lab up. Opened once, after the order; the agent starts
+/// with it.
+pub const CALLER: Service = Service(2);
+/// A connection to the agent's socket.
+pub const AGENT: Service = Service(3);
+
+/// The largest order, in bytes.
+pub const MAX_ORDER: u64 = 64 << 20;
+
+/// What to do.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Order {
+    /// The lab's name.
+    pub lab: String,
+    /// What it is to be made from.
+    pub plan: Plan,
+    /// The `testbed` executable, by its path on the machine.
+    pub program: PathBuf,
+    /// Directories of the machine's that are shared with the guest, writable, at the same path.
+    pub shared: Vec<PathBuf>,
+}
+
+/// How it went.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Answer {
+    /// All is ready for the agent.
+    Ready,
+    /// It is not, for this reason.
+    Refused(String),
+}

@@ -1,0 +1,209 @@
+//! A kernel that `testbed kernel build` has built, booted for real.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use testbed::agent::client::{self, Client};
+use testbed::agent::frame::FrameReader;
+use testbed::agent::protocol::{MAX_ANSWER, Response};
+use testbed::agent::runtime::{LabDir, Runtime};
+use testbed::guest::order::Order;
+use testbed::guest::uml::{Clock, Config, GuestError, Uml};
+use testbed::kernel::{Cache, Image, Platform};
+use testbed::topology;
+use tokio::net::{UnixListener, UnixStream};
+
+use crate::support::{LONG, skip, wait_for};
+
+/// The newest UML kernel of the user's cache; `None` (said why) if there is none.
+fn uml_image(test: &str) -> Option<Image> {
+    let image = Cache::of_user().and_then(|cache| cache.newest(Platform::Uml)).unwrap();
+    if image.is_none() {
+        skip(test, "no UML kernel is built; `testbed kernel build` builds one");
+    }
+    image
+}
+
+/// A guest to be, with a directory of its own.
+struct Guest {
+    directory: tempfile::TempDir,
+    config: Config,
+}
+
+impl Guest {
+    fn new(test: &str) -> Option<Self> {
+        let image = uml_image(test)?;
+        let directory = tempfile::tempdir().unwrap();
+        let config = Config {
+            kernel: image.path(),
+            program: env!("CARGO_BIN_EXE_testbed").into(),
+            directory: directory.path().into(),
+            memory: 512,
+            clock: Clock::Wall,
+            timeout: LONG,
+        };
+        Some(Self { directory, config })
+    }
+
+    /// A script, as a guest's first process.
+    fn script(&self, text: &str) -> PathBuf {
+        let path = self.directory.path().join("script");
+        fs::write(&path, format!("#!/bin/sh\n{text}")).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        path
+    }
+
+    fn order(&self) -> Order {
+        Order {
+            lab: "direct".into(),
+            plan: topology::load("direct").unwrap(),
+            program: self.config.program.clone(),
+            shared: vec![self.directory.path().join("shared")],
+        }
+    }
+
+    fn lab(&self) -> LabDir {
+        Runtime::at(self.directory.path()).lab(&"direct".parse().unwrap())
+    }
+
+    /// Boots, has the lab made, and connects a client to its agent as on the machine itself.
+    async fn up(&self) -> (Uml, UnixListener, UnixStream) {
+        fs::create_dir_all(self.directory.path().join("shared")).unwrap();
+        fs::create_dir_all(self.lab().path()).unwrap();
+        let start = Instant::now();
+        let mut guest = Uml::boot(&self.config).await.unwrap();
+        let greeted = start.elapsed();
+        let mut caller = guest.order(&self.order()).await.unwrap();
+        let answer = FrameReader::new(&mut caller, MAX_ANSWER).message::<Response>().await;
+        match answer {
+            Ok(Some(Response::Status(_))) => {}
+            other => panic!("{other:?}; the console: {}", guest.console().tail()),
+        }
+        eprintln!("the line after {greeted:?}, the agent's first answer after {:?}", start.elapsed());
+        let listener = UnixListener::bind(self.lab().path().join("agent.sock")).unwrap();
+        (guest, listener, caller)
+    }
+}
+
+#[test]
+fn a_shell_script_is_the_first_process_of_a_guest() {
+    let Some(guest) = Guest::new("a_shell_script_is_the_first_process_of_a_guest") else { return };
+    let script = guest
+        .script("mount -t proc proc /proc\necho \"this is Linux $(uname -r)\"\nexec /sbin/poweroff -f\n");
+    let output = Command::new(&guest.config.kernel)
+        .args([
+            "mem=128M",
+            "seccomp=auto",
+            "umid=script",
+            "root=/dev/root",
+            "rootfstype=hostfs",
+            "rootflags=/",
+            "ro",
+        ])
+        .arg(format!("uml_dir={}", guest.directory.path().display()))
+        .arg(format!("init={}", script.display()))
+        .args(["con=null", "con0=null,fd:1", "quiet", "panic=-1", "noreboot"])
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let version = uml_image("").unwrap().manifest.version;
+    assert!(text.contains(&format!("this is Linux {version}")), "{text}");
+    assert!(output.status.success(), "{:?}: {text}", output.status);
+}
+
+#[tokio::test]
+async fn the_agent_in_a_guest_answers_as_on_the_machine() {
+    let Some(guest) = Guest::new("the_agent_in_a_guest_answers_as_on_the_machine") else { return };
+    let (mut uml, listener, _caller) = guest.up().await;
+    let client = Client::new(guest.lab());
+    let talk = async {
+        let status = client.status().await.unwrap();
+        assert_eq!(status.plan, guest.order().plan);
+
+        let shared = guest.order().shared[0].join("from-the-guest");
+        let script = format!(
+            "uname -r; id -u; echo kept > {}; echo lost > /usr/lost; cat /usr/lost",
+            shared.display()
+        );
+        let command = client::Command::new("server", "sh").args(["-c", &script]);
+        let output = client.exec(command).await.unwrap().output(16 << 20).await.unwrap();
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        let version = uml_image("").unwrap().manifest.version;
+        assert_eq!(text, format!("{version}\n0\nlost\n"), "{output:?}");
+        assert_eq!(fs::read_to_string(shared).unwrap(), "kept\n");
+        assert!(!Path::new("/usr/lost").exists(), "what a guest writes stays in its memory");
+
+        // Megabytes through the line, whole and in order.
+        let command = client::Command::new("server", "seq").arg("1000000");
+        let output = client.exec(command).await.unwrap().output(16 << 20).await.unwrap();
+        let expected: String = (1..=1_000_000).map(|n| format!("{n}\n")).collect();
+        assert!(output.stdout == expected.as_bytes(), "{} bytes of {}", output.stdout.len(), expected.len());
+
+        let command = client::Command::new("client", "ping").args(["-c", "1", "server"]);
+        let output = client.exec(command).await.unwrap().output(1 << 10).await.unwrap();
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(text.contains(" 1 received"), "{text}");
+        client.down().await.unwrap();
+    };
+    let serve = async { uml.serve(listener).await.unwrap() };
+    tokio::join!(talk, serve);
+    let status = tokio::time::timeout(LONG, uml.wait()).await.unwrap().unwrap();
+    assert!(status.success(), "{status}: {}", uml.console().tail());
+}
+
+#[tokio::test]
+async fn a_guest_that_panics_shows_the_end_of_its_console() {
+    let Some(mut guest) = Guest::new("a_guest_that_panics_shows_the_end_of_its_console") else { return };
+    guest.config.program = "/no/such/program".into();
+    let error = Uml::boot(&guest.config).await.unwrap_err();
+    let GuestError::Ended { console, .. } = &error else { panic!("{error:?}") };
+    assert!(console.contains("Kernel panic") && console.contains("/no/such/program"), "{error}");
+    assert!(!Path::new("core").exists(), "no core file");
+}
+
+#[tokio::test]
+async fn a_guest_that_hangs_is_given_up_with_the_end_of_its_console() {
+    let Some(mut guest) = Guest::new("a_guest_that_hangs_is_given_up_with_the_end_of_its_console") else {
+        return;
+    };
+    guest.config.program = guest.script("echo I hang\nexec sleep 1000\n");
+    guest.config.timeout = Duration::from_secs(3);
+    let error = Uml::boot(&guest.config).await.unwrap_err();
+    let expected = "the guest did not answer within 3 s; its console ends with:\nI hang";
+    assert_eq!(error.to_string(), expected);
+    nothing_is_left_of(&guest);
+}
+
+#[tokio::test]
+async fn the_end_of_a_guest_that_is_killed_is_the_end_of_what_runs_in_it() {
+    let Some(guest) = Guest::new("the_end_of_a_guest_that_is_killed_is_the_end_of_what_runs_in_it") else {
+        return;
+    };
+    let (mut uml, listener, _caller) = guest.up().await;
+    let client = Client::new(guest.lab());
+    let talk = async {
+        let running = client.exec(client::Command::new("server", "sleep").arg("1000")).await.unwrap();
+        let pid = nix::unistd::Pid::from_raw(i32::try_from(uml.pid().unwrap()).unwrap());
+        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).unwrap();
+        assert!(running.output(1 << 10).await.is_err());
+    };
+    tokio::join!(talk, async { uml.serve(listener).await.unwrap() });
+    let status = tokio::time::timeout(LONG, uml.wait()).await.unwrap().unwrap();
+    assert_eq!(std::os::unix::process::ExitStatusExt::signal(&status), Some(9));
+    drop(uml);
+    nothing_is_left_of(&guest);
+}
+
+/// Waits until no process has the guest's directory on its command line.
+fn nothing_is_left_of(guest: &Guest) {
+    let mark = guest.directory.path().to_str().unwrap().to_owned();
+    wait_for("the end of the guest's processes", || {
+        let entries = fs::read_dir("/proc").unwrap().flatten();
+        let mut lines = entries.filter_map(|entry| fs::read(entry.path().join("cmdline")).ok());
+        (!lines.any(|line| String::from_utf8_lossy(&line).contains(&mark))).then_some(())
+    });
+}
