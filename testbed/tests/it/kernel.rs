@@ -156,6 +156,30 @@ async fn the_agent_in_a_guest_answers_as_on_the_machine() {
 }
 
 #[tokio::test]
+async fn on_the_virtual_clock_an_hour_takes_no_time() {
+    let Some(mut guest) = Guest::new("on_the_virtual_clock_an_hour_takes_no_time") else { return };
+    guest.config.clock = Clock::Virtual;
+    let (mut uml, listener, _caller) = guest.up().await;
+    let client = Client::new(guest.lab());
+    let talk = async {
+        // On the machine's clock this would end in the limit below.
+        let script = "read -r before _ < /proc/uptime; sleep 3600; read -r after _ < /proc/uptime; echo $before $after";
+        let command = client::Command::new("server", "sh").args(["-c", script]);
+        let output = client.exec(command).await.unwrap().output(1 << 10).await.unwrap();
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        let times: Vec<f64> = text.split_whitespace().map(|time| time.parse().unwrap()).collect();
+        let slept = times[1] - times[0];
+        // In hundredths of a second, each rounded.
+        assert!((slept - 3600.0).abs() < 0.1, "{text}");
+        client.down().await.unwrap();
+    };
+    let both = async { tokio::join!(talk, async { uml.serve(listener).await.unwrap() }) };
+    tokio::time::timeout(LONG, both).await.unwrap();
+    let status = tokio::time::timeout(LONG, uml.wait()).await.unwrap().unwrap();
+    assert!(status.success(), "{status}: {}", uml.console().tail());
+}
+
+#[tokio::test]
 async fn a_guest_that_panics_shows_the_end_of_its_console() {
     let Some(mut guest) = Guest::new("a_guest_that_panics_shows_the_end_of_its_console") else { return };
     guest.config.program = "/no/such/program".into();
