@@ -379,7 +379,7 @@ impl Kbuild {
 }
 
 /// Keeps the caller's environment out of the build, and the builder's name and the time out of the kernel: the same
-/// source makes the same kernel anywhere.
+/// source, configuration and tools make the same kernel.
 fn clean(command: &mut Command) {
     for (name, _) in std::env::vars_os() {
         let text = name.to_string_lossy();
