@@ -31,6 +31,7 @@ const NEEDS: &[(Need, &str)] = &[
     (Need::Program("perl"), "perl"),
     (Need::Program("tar"), "tar"),
     (Need::Program("xz"), "xz-utils"),
+    (Need::Program("bzip2"), "bzip2"),
     (Need::Program("cpio"), "cpio"),
     (Need::Program("zstd"), "zstd"),
     (Need::Header("stdlib.h"), "libc6-dev"),
