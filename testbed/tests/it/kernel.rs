@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use testbed::agent::client::{self, Client};
 use testbed::agent::frame::FrameReader;
-use testbed::agent::protocol::{MAX_ANSWER, Response};
+use testbed::agent::protocol::{Exit, MAX_ANSWER, Response};
 use testbed::agent::runtime::{LabDir, Runtime};
 use testbed::guest::order::Order;
 use testbed::guest::uml::{Clock, Config, GuestError, Uml};
@@ -177,6 +177,55 @@ async fn on_the_virtual_clock_an_hour_takes_no_time() {
     tokio::time::timeout(LONG, both).await.unwrap();
     let status = tokio::time::timeout(LONG, uml.wait()).await.unwrap().unwrap();
     assert!(status.success(), "{status}: {}", uml.console().tail());
+}
+
+#[tokio::test]
+async fn rping_passes_between_two_hosts_of_a_guest_on_siw_and_rxe() {
+    let test = "rping_passes_between_two_hosts_of_a_guest_on_siw_and_rxe";
+    for program in ["/usr/bin/rping", "/usr/bin/rdma"] {
+        if !Path::new(program).exists() {
+            let packages = "Debian: rdmacm-utils, ibverbs-providers, iproute2";
+            return skip(test, &format!("there is no {program} ({packages})"));
+        }
+    }
+    for fabric in ["siw", "rxe"] {
+        let Some(guest) = Guest::new(test) else { return };
+        let (uml, listener, _caller) = guest.up().await;
+        let client = Client::new(guest.lab());
+        let exec = async |host: &str, line: &str| {
+            let mut words = line.split(' ');
+            let command = client::Command::new(host, words.next().unwrap()).args(words);
+            client.exec(command).await.unwrap().output(1 << 20).await.unwrap()
+        };
+        let talk = async {
+            for host in ["server", "client"] {
+                let add = format!("rdma link add {fabric}-{host} type {fabric} netdev eth0");
+                let output = exec(host, &add).await;
+                assert_eq!(output.exit, Exit::Code(0), "{output:?}");
+            }
+            let server = guest.order().plan.hosts[0].address().unwrap();
+            // There is no telling from outside when it listens, so the client tries again; and rping does not end by
+            // itself when it is turned away.
+            let ask = format!("timeout 2 rping -c -v -C 3 -a {server}");
+            let asked = async {
+                loop {
+                    let output = exec("client", &ask).await;
+                    if output.exit == Exit::Code(0) {
+                        return output;
+                    }
+                }
+            };
+            let serve = format!("rping -s -C 3 -a {server}");
+            let (served, asked) = tokio::join!(exec("server", &serve), asked);
+            let text = String::from_utf8_lossy(&asked.stdout).into_owned();
+            let pings = text.matches("ping data: rdma-ping-").count();
+            assert_eq!(pings, 3, "{fabric}: {asked:?} {served:?}");
+            client.down().await.unwrap();
+        };
+        let both = async { tokio::join!(talk, async { uml.serve(listener).await.unwrap() }) };
+        let done = tokio::time::timeout(LONG, both).await;
+        assert!(done.is_ok(), "{fabric} does not get on; the console: {}", uml.console().tail());
+    }
 }
 
 #[tokio::test]
