@@ -7,6 +7,7 @@
 //! A call posts at once, whether or not its completion is ever polled.
 
 use std::fmt;
+use std::fs::File;
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
@@ -100,6 +101,11 @@ pub struct Pd(Arc<dyn PdOps>);
 pub trait PdOps: Send + Sync + 'static {
     /// See [`Pd::register`].
     fn register(&self, memory: Vec<u8>, access: Access) -> Result<Region, FabricError>;
+    /// See [`Pd::register_file`].
+    fn register_file(&self, file: Arc<File>, offset: u64, length: u64) -> Result<Region, FabricError> {
+        let _ = (file, offset, length);
+        Err(FabricError::Unsupported("this fabric registers no files"))
+    }
     /// The implementation itself, so that its fabric can recognise it.
     fn as_any(&self) -> &dyn std::any::Any;
 }
@@ -113,6 +119,18 @@ impl Pd {
     /// Registers `memory` (its length, not its capacity). The fabric owns it until [`Region::deregister`].
     pub fn register(&self, memory: Vec<u8>, access: Access) -> Result<Region, FabricError> {
         self.0.register(memory, access)
+    }
+
+    /// Registers `length` bytes of `file` from `offset` without reading them: a source, for RDMA Writes of ours and
+    /// Reads of the peer ([`Access::REMOTE_READ`]). What is sent is what the file holds when it is sent; a file that has
+    /// become shorter ends the connection with an error. [`Region::deregister`] gives no memory back.
+    ///
+    /// # Errors
+    ///
+    /// [`FabricError::Unsupported`] if the fabric cannot, [`FabricError::Invalid`] if the file is shorter than that or
+    /// the region would be longer than a Read can be (2^32 - 1 bytes).
+    pub fn register_file(&self, file: Arc<File>, offset: u64, length: u64) -> Result<Region, FabricError> {
+        self.0.register_file(file, offset, length)
     }
 
     /// The fabric's implementation.
@@ -337,6 +355,9 @@ pub enum FabricError {
     /// A parameter that cannot work, found before anything was sent.
     #[error("{0}")]
     Invalid(String),
+    /// The fabric cannot do this.
+    #[error("{0}")]
+    Unsupported(&'static str),
     /// A work completion with an error (the kernel's fabrics).
     #[error("{verb}: {status} (vendor code {vendor:#x})")]
     WorkCompletion {

@@ -30,6 +30,9 @@ pub enum Denied {
     /// The tagged offset wraps.
     #[error("the tagged offset wraps")]
     Wrap,
+    /// What is behind the region cannot be read: its file has become shorter, say. No fault of the peer's.
+    #[error("what is behind the region cannot be read any more")]
+    Unreadable,
 }
 
 impl Denied {
@@ -41,6 +44,7 @@ impl Denied {
             Self::NotAssociated => Code::TAGGED_NOT_ASSOCIATED,
             Self::Bounds => Code::TAGGED_BOUNDS,
             Self::Wrap => Code::TAGGED_WRAP,
+            Self::Unreadable => Code::DDP_CATASTROPHIC,
         }
     }
 
@@ -52,6 +56,7 @@ impl Denied {
             Self::Access => Code::READ_ACCESS,
             Self::Bounds => Code::READ_BOUNDS,
             Self::Wrap => Code::READ_WRAP,
+            Self::Unreadable => Code::LOCAL_CATASTROPHIC,
         }
     }
 

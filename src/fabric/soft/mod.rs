@@ -9,6 +9,7 @@
 //! - A peer that no longer answers is noticed after [`SoftOptions::peer_timeout`], by TCP.
 
 use std::any::Any;
+use std::fs::File;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -165,6 +166,11 @@ struct SoftPd {
 impl PdOps for SoftPd {
     fn register(&self, memory: Vec<u8>, access: Access) -> Result<Region, FabricError> {
         let region = region::SoftRegion::register(&self.table, self.domain, memory, access)?;
+        Ok(Region::new(Box::new(region)))
+    }
+
+    fn register_file(&self, file: Arc<File>, offset: u64, length: u64) -> Result<Region, FabricError> {
+        let region = region::SoftRegion::register_file(&self.table, self.domain, file, offset, length)?;
         Ok(Region::new(Box::new(region)))
     }
 

@@ -5,6 +5,8 @@
 
 use std::any::Any;
 use std::collections::HashMap;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
@@ -26,7 +28,15 @@ struct Entry {
     /// Whether it may be touched. It becomes false, for good, under the memory's lock; true without the lock says
     /// nothing.
     valid: AtomicBool,
+    /// The bytes; empty where they are a file's.
     memory: RwLock<Vec<u8>>,
+    file: Option<FileRange>,
+}
+
+/// Where in which file a region's bytes are.
+struct FileRange {
+    file: Arc<File>,
+    offset: u64,
 }
 
 impl Entry {
@@ -85,6 +95,38 @@ impl SoftRegion {
         bytes: Vec<u8>,
         access: Access,
     ) -> Result<Self, FabricError> {
+        let length = bytes.len();
+        Self::insert(table, domain, access, length, bytes, None)
+    }
+
+    /// A region whose bytes are a file's, read when they are sent.
+    pub(super) fn register_file(
+        table: &Arc<Table>,
+        domain: u64,
+        file: Arc<File>,
+        offset: u64,
+        length: u64,
+    ) -> Result<Self, FabricError> {
+        let size = file.metadata().map_err(|error| FabricError::io("stat a file to register", error))?.len();
+        if offset.checked_add(length).is_none_or(|end| end > size) {
+            return Err(FabricError::Invalid(format!(
+                "bytes {offset} to {offset}+{length} are not within a file of {size} bytes"
+            )));
+        }
+        let length = u32::try_from(length)
+            .map_err(|_| FabricError::Invalid(format!("a region of {length} bytes is too long")))?;
+        let range = FileRange { file, offset };
+        Self::insert(table, domain, Access::REMOTE_READ, length as usize, Vec::new(), Some(range))
+    }
+
+    fn insert(
+        table: &Arc<Table>,
+        domain: u64,
+        access: Access,
+        length: usize,
+        bytes: Vec<u8>,
+        file: Option<FileRange>,
+    ) -> Result<Self, FabricError> {
         let mut entries = table.entries();
         // With at most half of the 2^24 indices taken the search below soon ends.
         if entries.len() >= table.limit.min(1 << 23) {
@@ -98,9 +140,8 @@ impl SoftRegion {
                 break stag;
             }
         };
-        let length = bytes.len();
-        let valid = AtomicBool::new(true);
-        let entry = Arc::new(Entry { stag, domain, access, length, valid, memory: RwLock::new(bytes) });
+        let (valid, memory) = (AtomicBool::new(true), RwLock::new(bytes));
+        let entry = Arc::new(Entry { stag, domain, access, length, valid, memory, file });
         entries.insert(index(stag), entry.clone());
         drop(entries);
         Ok(Self { table: table.clone(), entry })
@@ -227,9 +268,19 @@ impl Memory for DomainMemory {
         if reach == Reach::Remote && !entry.access.remote_read {
             return Err(Denied::Access);
         }
-        let range = locate(0, memory.len(), to, length)?;
-        out.extend_from_slice(&memory[range]);
-        Ok(())
+        let range = locate(0, entry.length, to, length)?;
+        let Some(FileRange { file, offset }) = &entry.file else {
+            out.extend_from_slice(&memory[range]);
+            return Ok(());
+        };
+        let start = out.len();
+        out.resize(start + length, 0);
+        // Both are within a file's size, so their sum is in range.
+        file.read_exact_at(&mut out[start..], offset + range.start as u64).map_err(|error| {
+            tracing::warn!(%error, "a registered file cannot be read");
+            out.truncate(start);
+            Denied::Unreadable
+        })
     }
 
     fn invalidate(&mut self, stag: Stag) -> Result<(), Denied> {

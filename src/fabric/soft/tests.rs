@@ -280,3 +280,61 @@ async fn stags_are_not_repeated_and_never_have_index_zero() {
     drop(regions);
     pd.register(Vec::new(), Access::LOCAL_READ).unwrap();
 }
+
+fn file_of(bytes: &[u8]) -> Arc<std::fs::File> {
+    use std::io::Write;
+    let mut file = tempfile::tempfile().unwrap();
+    file.write_all(bytes).unwrap();
+    Arc::new(file)
+}
+
+#[tokio::test]
+async fn a_file_is_a_source_of_writes_and_reads() {
+    for crc in [true, false] {
+        let options = ConnectOptions { crc, ..ConnectOptions::default() };
+        let (a, b) = pair(SoftOptions::default(), options.clone(), options).await;
+        let body = pattern(1_000_003);
+        let file = file_of(&body);
+        let source = a.pd.register_file(file.clone(), 3, body.len() as u64 - 3).unwrap();
+        assert_eq!(source.len(), body.len() - 3);
+        let sink = b.region(vec![0; source.len()], Access::REMOTE_WRITE);
+        soon(a.connection.write(&source, 0, source.len(), at(&sink, 0))).await.unwrap();
+        a.connection.send(Bytes::new()).await.unwrap();
+        soon(b.connection.receive()).await.unwrap();
+        assert_eq!(sink.deregister().unwrap(), body[3..]);
+        let sink = b.region(vec![0; 500_000], Access::LOCAL_WRITE);
+        soon(b.connection.read(&sink, 0, 500_000, at(&source, 7))).await.unwrap();
+        assert_eq!(sink.deregister().unwrap(), body[10..500_010]);
+        assert_eq!(source.deregister().unwrap(), b"");
+    }
+}
+
+#[tokio::test]
+async fn a_file_is_nobodys_sink_and_no_longer_than_it_is() {
+    let (a, b) = default_pair().await;
+    let file = file_of(b"0123456789");
+    for (offset, length) in [(0, 11), (11, 0), (u64::MAX, 2)] {
+        let error = a.pd.register_file(file.clone(), offset, length).unwrap_err();
+        assert!(matches!(error, FabricError::Invalid(_)), "{error}");
+    }
+    let target = b.pd.register_file(file, 0, 10).unwrap();
+    let source = a.region(vec![1; 10], Access::LOCAL_READ);
+    drop(a.connection.write(&source, 0, 10, at(&target, 0)));
+    let error = soon(a.connection.closed()).await;
+    assert!(matches!(&error, FabricError::TerminatedByPeer(e) if e.starts_with("1/1/00")), "{error}");
+}
+
+#[tokio::test]
+async fn a_file_that_is_truncated_gives_an_error_and_never_a_wrong_body() {
+    for crc in [true, false] {
+        let options = ConnectOptions { crc, ..ConnectOptions::default() };
+        let (a, b) = pair(SoftOptions::default(), options.clone(), options).await;
+        let file = file_of(&pattern(1_000_000));
+        let source = b.pd.register_file(file.clone(), 0, 1_000_000).unwrap();
+        let sink = a.region(vec![0; 1_000_000], Access::LOCAL_WRITE);
+        file.set_len(400_000).unwrap();
+        let error = soon(a.connection.read(&sink, 0, 1_000_000, at(&source, 0))).await.unwrap_err();
+        assert!(matches!(&error, FabricError::TerminatedByPeer(e) if e.starts_with("0/0/ff")), "{error}");
+        soon(b.connection.closed()).await;
+    }
+}

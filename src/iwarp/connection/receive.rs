@@ -47,6 +47,10 @@ impl InboundRead {
     /// The violation that a source which cannot be read is. The quoted request tells what was left to do (RFC 5040,
     /// section 4.8).
     pub(super) fn violation(&self, denied: Denied) -> Violation {
+        let code = denied.read_code();
+        if code == Code::LOCAL_CATASTROPHIC {
+            return Violation { code, detail: Some("the source of a Read cannot be read"), quote: None };
+        }
         let mut header = Vec::new();
         self.header.encode(&mut header);
         let progress = self.progress;
@@ -58,7 +62,7 @@ impl InboundRead {
         };
         let length = (ddp::UNTAGGED_HEADER + READ_REQUEST) as u16;
         let quote = Quote { length: Some(length), header, read_request: Some(read_request) };
-        Violation { code: denied.read_code(), detail: None, quote: Some(quote) }
+        Violation { code, detail: None, quote: Some(quote) }
     }
 }
 
