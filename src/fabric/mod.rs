@@ -20,6 +20,8 @@ use bytes::Bytes;
 pub use crate::iwarp::Stag;
 
 pub mod soft;
+#[cfg(feature = "verbs")]
+pub mod verbs;
 
 /// A boxed future, for the traits below, which are used as objects.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
