@@ -6,6 +6,7 @@ use super::{Code, Failure};
 use crate::agent::client::{Client, ClientError};
 use crate::agent::protocol::Blame;
 use crate::agent::runtime::{LabDir, LabName, Runtime, RuntimeError};
+use crate::guest::choice::NoChoice;
 use crate::guest::host::{DownError, UpError};
 
 /// Which lab a verb means.
@@ -105,6 +106,12 @@ impl From<UpError> for Failure {
             UpError::Failed { message, blame } => blamed(blame, message),
             UpError::Died { .. } | UpError::Hangs { .. } => Self::new(Code::Differs, error.to_string()),
         }
+    }
+}
+
+impl From<NoChoice> for Failure {
+    fn from(NoChoice { message, help, blame }: NoChoice) -> Self {
+        Self::with_help(blame.into(), message, help)
     }
 }
 

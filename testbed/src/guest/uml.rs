@@ -16,6 +16,7 @@ use tokio::net::unix::pipe;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::process::{Child, Command};
 
+pub use super::choice::Clock;
 use super::console::Console;
 use super::mux::{Driver, LineClosed, Opener, Role};
 use super::order::{AGENT, Answer, CALLER, ORDER, Order};
@@ -38,17 +39,6 @@ pub struct Config {
     pub clock: Clock,
     /// How long it may take until the guest answers.
     pub timeout: Duration,
-}
-
-/// A guest's clock.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Clock {
-    /// The machine's.
-    #[default]
-    Wall,
-    /// Simulated: it moves on when everything in the guest waits, and stands still while anything computes.
-    Virtual,
 }
 
 /// Why there is no guest, or no longer.
