@@ -30,10 +30,11 @@ pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 pub type Completion<T = ()> = BoxFuture<'static, Result<T, FabricError>>;
 
 /// What carries RDMA.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum FabricKind {
     /// Our own iWARP over tokio's TCP sockets; needs nothing of the kernel.
+    #[default]
     Soft,
     /// The kernel's software iWARP.
     Siw,

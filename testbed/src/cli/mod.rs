@@ -17,6 +17,7 @@ mod completions;
 mod doctor;
 mod down;
 mod exec;
+mod fabric;
 mod failure;
 mod global;
 mod graph;

@@ -7,6 +7,7 @@ use std::time::Duration;
 use clap::builder::FalseyValueParser;
 use serde_json::json;
 
+use super::fabric::Fabric;
 use super::lab::seconds;
 use super::{Code, Failure, Global, Outcome, block_on, status};
 use crate::agent::protocol::Status;
@@ -30,6 +31,9 @@ pub(super) struct Args {
     /// The lab's name; the topology's by default.
     #[arg(short, long, env = "TESTBED_NAME", hide_env_values = true)]
     name: Option<LabName>,
+    /// What carries RDMA; on siw and rxe every interface gets a device of the kernel's.
+    #[arg(long, env = "TESTBED_FABRIC", value_enum, default_value_t, hide_env_values = true)]
+    fabric: Fabric,
     /// Print what the lab would be made of, and make nothing.
     #[arg(long, env = "TESTBED_DRY_RUN", value_parser = FalseyValueParser::new(), hide_env_values = true)]
     dry_run: bool,
@@ -40,7 +44,7 @@ pub(super) struct Args {
 
 impl Args {
     pub(super) fn run(self, global: &Global) -> Outcome {
-        let plan = topology::load(&self.topology)?;
+        let plan = Plan { fabric: self.fabric.into(), ..topology::load(&self.topology)? };
         let mut out = std::io::stdout().lock();
         if self.dry_run {
             // A closed pipe is no failure: whoever read has seen enough.

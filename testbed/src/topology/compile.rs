@@ -3,6 +3,8 @@
 
 use std::collections::BTreeMap;
 
+use rdma_http::fabric::FabricKind;
+
 use super::units::{Queue, Rate, Time};
 use super::{
     Direction, Endpoint, Host, HostPlan, Impairment, InterfacePlan, Link, LinkPlan, Mac, Plan, Topology,
@@ -66,6 +68,7 @@ impl Topology {
         Plan {
             name: self.name.clone(),
             description: self.description.clone(),
+            fabric: FabricKind::default(),
             hosts: self.hosts.iter().map(|host| self.host(host)).collect(),
             links: self.links.iter().map(link).collect(),
         }

@@ -7,6 +7,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use ipnet::IpNet;
+use rdma_http::fabric::FabricKind;
 use serde::{Deserialize, Serialize};
 
 /// A whole lab.
@@ -17,6 +18,9 @@ pub struct Plan {
     pub name: String,
     /// One line for people.
     pub description: String,
+    /// On a fabric of the kernel's, every interface of every host has an RDMA device of that kind.
+    #[serde(default)]
+    pub fabric: FabricKind,
     /// In the order of the file.
     pub hosts: Vec<HostPlan>,
     /// In the order of the file.

@@ -50,6 +50,7 @@ fn wan_10g_becomes_the_plan_that_its_numbers_mean() {
     {
       "name": "wan-10g",
       "description": "two hosts, 10 Gbit/s, 25 ms each way",
+      "fabric": "soft",
       "hosts": [
         {
           "name": "server",
