@@ -16,6 +16,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use tokio::net::TcpStream;
 
 pub use crate::iwarp::Stag;
 
@@ -94,6 +95,33 @@ pub trait Fabric: Send + Sync + 'static {
         to: SocketAddr,
         options: ConnectOptions,
     ) -> BoxFuture<'_, Result<Arc<dyn Connection>, FabricError>>;
+
+    /// The fabric as one that can turn a TCP connection which is there already into an RDMA connection; `None` where the
+    /// kernel makes them.
+    fn over_tcp(&self) -> Option<&dyn OverTcp> {
+        None
+    }
+}
+
+/// What a fabric can do whose connections are TCP streams of this process.
+pub trait OverTcp: Send + Sync {
+    /// Turns `stream` into an RDMA connection, as the side that speaks first. `first` is what was read of it already.
+    fn connect_over(
+        &self,
+        stream: TcpStream,
+        first: Bytes,
+        pd: &Pd,
+        options: ConnectOptions,
+    ) -> BoxFuture<'_, Result<Arc<dyn Connection>, FabricError>>;
+
+    /// Turns `stream` into an RDMA connection, as the side that is asked. `first` is what was read of it already.
+    fn accept_over(
+        &self,
+        stream: TcpStream,
+        first: Bytes,
+        pd: &Pd,
+        options: ConnectOptions,
+    ) -> BoxFuture<'_, Result<Arc<dyn Connection>, FabricError>>;
 }
 
 /// A protection domain.
@@ -157,6 +185,10 @@ pub trait RegionOps: Send + Sync + 'static {
     fn is_empty(&self) -> bool {
         self.len() == 0
     }
+    /// See [`Region::copy_in`].
+    fn copy_in(&self, offset: usize, bytes: &[u8]) -> Result<(), FabricError>;
+    /// See [`Region::copy_out`].
+    fn copy_out(&self, offset: usize, bytes: &mut [u8]) -> Result<(), FabricError>;
     /// See [`Region::deregister`].
     fn deregister(self: Box<Self>) -> Result<Vec<u8>, FabricError>;
     /// The implementation itself, so that its fabric can recognise it.
@@ -183,6 +215,26 @@ impl Region {
     #[expect(clippy::len_without_is_empty, reason = "an empty region is no special case for any user")]
     pub fn len(&self) -> usize {
         self.0.len()
+    }
+
+    /// Copies `bytes` to `offset`, for buffers that stay registered. Whoever calls this sees to it that nothing that was
+    /// posted on these bytes is still under way.
+    ///
+    /// # Errors
+    ///
+    /// [`FabricError::Invalid`] if the bytes are not all within the region, or it is not memory of ours.
+    pub fn copy_in(&self, offset: usize, bytes: &[u8]) -> Result<(), FabricError> {
+        self.0.copy_in(offset, bytes)
+    }
+
+    /// Copies what lies at `offset` into `bytes`. What a peer is writing there meanwhile comes in any mixture of old and
+    /// new; a message that follows its Writes says that they are over.
+    ///
+    /// # Errors
+    ///
+    /// As [`copy_in`](Self::copy_in).
+    pub fn copy_out(&self, offset: usize, bytes: &mut [u8]) -> Result<(), FabricError> {
+        self.0.copy_out(offset, bytes)
     }
 
     /// Ends the registration and hands the memory back. From the moment this is called no peer can touch it: later

@@ -32,6 +32,19 @@ pub(super) async fn connect(
     bounded("connect", &options, setting_up).await
 }
 
+/// Turns a stream into a connection, as MPA's initiator.
+pub(super) async fn connect_over(
+    fabric: &SoftOptions,
+    pd: SoftPd,
+    stream: TcpStream,
+    first: &[u8],
+    options: ConnectOptions,
+) -> Result<Arc<dyn Connection>, FabricError> {
+    check(&options)?;
+    let machine = Machine::initiate(config(fabric, &options)).map_err(invalid)?;
+    bounded("connect", &options, establish(fabric, pd, stream, machine, first, &options)).await
+}
+
 /// Accepts a peer that has sent `request`, and `first` after it, as MPA's responder.
 pub(super) async fn accept(
     fabric: &SoftOptions,

@@ -80,7 +80,7 @@ async fn serve(fabric: SoftFabric, listener: TcpListener, requests: mpsc::Sender
         let (fabric, requests) = (fabric.clone(), requests.clone());
         oldest_first.push_back(half_open.spawn(async move {
             let limit = fabric.0.options.request_timeout;
-            match timeout(limit, read_request(fabric, stream, peer)).await {
+            match timeout(limit, read_request(fabric, stream, peer, &[])).await {
                 Ok(Ok(Some(request))) => {
                     if requests.try_send(request).is_err() {
                         tracing::warn!(%peer, "too many requests wait to be accepted; dropping this one");
@@ -94,15 +94,17 @@ async fn serve(fabric: SoftFabric, listener: TcpListener, requests: mpsc::Sender
     }
 }
 
-/// Reads a peer's Request. `None`: it asks for what we do not do, and was told so.
-async fn read_request(
+/// Reads a peer's Request, of which `first` was read already. `None`: it asks for what we do not do, and was told so.
+pub(super) async fn read_request(
     fabric: SoftFabric,
     stream: TcpStream,
     peer: SocketAddr,
+    first: &[u8],
 ) -> io::Result<Option<SoftRequest>> {
     let invalid = |error| io::Error::new(io::ErrorKind::InvalidData, error);
     let mut bytes = [0; mpa::HEADER + mpa::MAX_PRIVATE_DATA];
-    let mut length = 0;
+    let mut length = first.len().min(bytes.len());
+    bytes[..length].copy_from_slice(&first[..length]);
     let (frame, used) = loop {
         if let Some(decoded) = StartFrame::decode(FrameKind::Request, &bytes[..length]).map_err(invalid)? {
             break decoded;
@@ -116,7 +118,8 @@ async fn read_request(
             Err(error) => return Err(error),
         }
     };
-    let first = Bytes::copy_from_slice(&bytes[used..length]);
+    // Nothing follows a Request before its Reply; more than the longest one has is an error that the machine will find.
+    let first = [&bytes[used..length], first.get(length..).unwrap_or_default()].concat().into();
     let request = SoftRequest { fabric, stream: Some(stream), peer, frame, first };
     if request.frame.markers {
         tracing::warn!(%peer, "it asks for MPA markers, which are not implemented");
@@ -127,7 +130,7 @@ async fn read_request(
 }
 
 /// A peer whose Request has come.
-struct SoftRequest {
+pub(super) struct SoftRequest {
     fabric: SoftFabric,
     /// Taken when it is answered.
     stream: Option<TcpStream>,

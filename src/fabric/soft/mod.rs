@@ -16,8 +16,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use super::{
-    Access, BoxFuture, ConnectOptions, Connection, Fabric, FabricError, FabricKind, Listener, Pd, PdOps,
-    Region,
+    Access, BoxFuture, ConnectOptions, Connection, Fabric, FabricError, FabricKind, Listener, OverTcp, Pd,
+    PdOps, Region,
 };
 pub use crate::iwarp::mpa::Revision;
 
@@ -26,6 +26,7 @@ mod establish;
 mod handle;
 mod input;
 mod listener;
+mod over_tcp;
 mod region;
 mod socket;
 mod wire;
@@ -153,6 +154,10 @@ impl Fabric for SoftFabric {
     ) -> BoxFuture<'_, Result<Arc<dyn Connection>, FabricError>> {
         let domain = self.domain(pd);
         Box::pin(async move { establish::connect(&self.0.options, domain?, to, options).await })
+    }
+
+    fn over_tcp(&self) -> Option<&dyn OverTcp> {
+        Some(self)
     }
 }
 

@@ -165,6 +165,13 @@ impl SoftRegion {
     }
 }
 
+/// The place of a copy of our own.
+fn local(size: usize, offset: usize, length: usize) -> Result<std::ops::Range<usize>, FabricError> {
+    locate(0, size, offset as u64, length).map_err(|_| {
+        FabricError::Invalid(format!("{length} bytes at {offset} are not within a region of {size} bytes"))
+    })
+}
+
 impl RegionOps for SoftRegion {
     fn stag(&self) -> Stag {
         self.entry.stag
@@ -176,6 +183,19 @@ impl RegionOps for SoftRegion {
 
     fn len(&self) -> usize {
         self.entry.length
+    }
+
+    fn copy_in(&self, offset: usize, bytes: &[u8]) -> Result<(), FabricError> {
+        let mut memory = self.entry.write().map_err(|denied| FabricError::Invalid(denied.to_string()))?;
+        let range = local(memory.len(), offset, bytes.len())?;
+        memory[range].copy_from_slice(bytes);
+        Ok(())
+    }
+
+    fn copy_out(&self, offset: usize, bytes: &mut [u8]) -> Result<(), FabricError> {
+        let memory = self.entry.read().map_err(|denied| FabricError::Invalid(denied.to_string()))?;
+        bytes.copy_from_slice(&memory[local(memory.len(), offset, bytes.len())?]);
+        Ok(())
     }
 
     fn deregister(self: Box<Self>) -> Result<Vec<u8>, FabricError> {

@@ -338,3 +338,35 @@ async fn a_file_that_is_truncated_gives_an_error_and_never_a_wrong_body() {
         soon(b.connection.closed()).await;
     }
 }
+
+#[tokio::test]
+async fn a_stream_that_is_there_becomes_a_connection() {
+    let fabric = SoftFabric::default();
+    let over = fabric.over_tcp().unwrap();
+    let listener = tokio::net::TcpListener::bind(loopback()).await.unwrap();
+    let (ours, theirs) = (fabric.allocate_pd().unwrap(), fabric.allocate_pd().unwrap());
+    let stream = tokio::net::TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+    let (mut accepted, _) = listener.accept().await.unwrap();
+    let (connected, accepted) = soon(async {
+        tokio::join!(over.connect_over(stream, Bytes::new(), &ours, ConnectOptions::default()), async {
+            // A reader that was there before has taken the beginning of the Request.
+            let mut first = [0; 7];
+            tokio::io::AsyncReadExt::read_exact(&mut accepted, &mut first).await.unwrap();
+            let first = Bytes::copy_from_slice(&first);
+            over.accept_over(accepted, first, &theirs, ConnectOptions::default()).await
+        })
+    })
+    .await;
+    let (connected, accepted) = (connected.unwrap(), accepted.unwrap());
+    let sink = theirs.register(vec![0; 4], Access::REMOTE_WRITE).unwrap();
+    let source = ours.register(vec![0; 4], Access::LOCAL_READ).unwrap();
+    source.copy_in(1, b"abc").unwrap();
+    soon(connected.write(&source, 1, 3, at(&sink, 0))).await.unwrap();
+    soon(connected.send(Bytes::from_static(b"x"))).await.unwrap();
+    assert_eq!(soon(accepted.receive()).await.unwrap().message, "x");
+    let mut out = [0; 2];
+    sink.copy_out(1, &mut out).unwrap();
+    assert_eq!(&out, b"bc");
+    assert!(source.copy_in(2, b"abc").is_err());
+    assert!(sink.copy_out(usize::MAX, &mut out).is_err());
+}
