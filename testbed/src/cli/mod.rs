@@ -24,6 +24,7 @@ mod graph;
 mod init;
 mod kernel;
 mod lab;
+mod observe;
 mod perf;
 mod run;
 mod session;
@@ -87,6 +88,8 @@ enum Verb {
     #[command(hide = true)]
     Init(init::Args),
     #[command(hide = true)]
+    Observe(observe::Args),
+    #[command(hide = true)]
     Perf(perf::Args),
 }
 
@@ -102,6 +105,7 @@ impl Verb {
             Self::Capture(args) => args.run(global),
             Self::Agent(args) => args.run(global),
             Self::Init(args) => args.run(global),
+            Self::Observe(args) => args.run(global),
             Self::Perf(args) => args.run(global),
             Self::Bench(args) => args.run(global),
             Self::Doctor(args) => args.run(global),

@@ -2,28 +2,29 @@
 
 use std::fs::File;
 use std::io::{self, BufWriter};
-use std::path::{Path, PathBuf};
-use std::pin::pin;
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use clap::ValueEnum;
 use clap::builder::FalseyValueParser;
 use miette::Diagnostic;
 use rdma_http::fabric::FabricKind;
 use serde_json::json;
-use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::watch;
 
+use self::matrix::matrix;
+use self::session::Session;
 use super::lab::seconds;
 use super::{Code, Failure, Global, Outcome, block_on, say};
-use crate::agent::client::Client;
-use crate::agent::runtime::LabName;
-use crate::golden::Store;
-use crate::guest::host::{self, Lease, Options, Up};
-use crate::report::{self, Event, Finding, GitHub, Human, JUnit, Json, Reporter, Start, Summary};
-use crate::scenario::{Claim, Library, Partition, Pattern, Runner, Scenario, select};
-use crate::topology::{self, Plan};
+use crate::guest::choice::{self, Choice, Clock, Kernel, NoChoice, Wanted};
+use crate::report::{Event, GitHub, Human, JUnit, Json, Reporter};
+use crate::scenario::{Library, Partition, Pattern, Scenario, select};
+use crate::topology;
+
+mod interrupts;
+mod matrix;
+mod session;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -32,12 +33,13 @@ Examples:
   testbed run wan-10g get-empty --bless        what is seen is what is expected from now on
   testbed run --list                           which there are
   testbed run wan-10g --partition slice:1/4 --junit part-1.xml
+  testbed run wan-10g --kernel uml --clock virtual   in guests, in simulated time
+  testbed run wan-10g --fabric soft,siw,rxe --kernel uml
+
+Scenarios in guests have a guest each. With --clock virtual time moves on when everything in it waits.
 
 A lab of the topology's name that is up is used and left up; else one is brought up and taken down again.
 With --json there is an object a line; `event` is started, scenario or finished.";
-
-/// Exit code of a program that a signal ended, as shells have it.
-const SIGNALLED: u8 = 128;
 
 /// Run scenarios and compare what is observed with the goldens.
 #[derive(Debug, clap::Args)]
@@ -49,12 +51,25 @@ pub(super) struct Args {
     /// Scenarios, by name or glob; all that fit the topology by default.
     #[arg(value_name = "SCENARIO", value_parser = pattern)]
     scenarios: Vec<Pattern>,
-    /// What carries RDMA.
-    #[arg(long, env = "TESTBED_FABRIC", value_enum, default_value_t, hide_env_values = true)]
-    fabric: Fabric,
-    /// Where the lab lives: on this machine's kernel, or in a guest.
+    /// What carries RDMA; several, as in `soft,siw,rxe`, to run each scenario on each.
+    #[arg(
+        long,
+        env = "TESTBED_FABRIC",
+        value_enum,
+        value_delimiter = ',',
+        default_value = "soft",
+        hide_env_values = true
+    )]
+    fabric: Vec<Fabric>,
+    /// Where the labs live: on this machine's kernel, or in guests.
     #[arg(long, env = "TESTBED_KERNEL", value_enum, default_value_t, hide_env_values = true)]
     kernel: Kernel,
+    /// The labs' clock: on a virtual one the goldens hold when each thing happens.
+    #[arg(long, env = "TESTBED_CLOCK", value_enum, default_value_t, hide_env_values = true)]
+    clock: Clock,
+    /// How many guests run at once; by default one, and on a virtual clock as many as there are processors.
+    #[arg(long, env = "TESTBED_JOBS", value_name = "N", hide_env_values = true)]
+    jobs: Option<NonZeroUsize>,
     /// Make what is seen the golden where it differs.
     #[arg(long, env = "TESTBED_BLESS", value_parser = FalseyValueParser::new(), hide_env_values = true)]
     bless: bool,
@@ -78,54 +93,50 @@ pub(super) struct Args {
     up_timeout: Duration,
 }
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Fabric {
     /// Our own iWARP over TCP sockets; needs nothing of the kernel.
-    #[default]
     Soft,
     /// The kernel's software iWARP.
     Siw,
     /// The kernel's software RoCE.
     Rxe,
+    /// All of them.
+    All,
 }
 
-impl Fabric {
-    fn kind(self) -> Result<FabricKind, Failure> {
-        match self {
-            Self::Soft => Ok(FabricKind::Soft),
-            Self::Siw => Err(not_built("fabric siw", "--fabric soft")),
-            Self::Rxe => Err(not_built("fabric rxe", "--fabric soft")),
+/// What was asked for, each once, in the order in which it was named.
+fn kinds(asked: &[Fabric]) -> Vec<FabricKind> {
+    let mut kinds = Vec::new();
+    for fabric in asked {
+        let named: &[FabricKind] = match fabric {
+            Fabric::Soft => &[FabricKind::Soft],
+            Fabric::Siw => &[FabricKind::Siw],
+            Fabric::Rxe => &[FabricKind::Rxe],
+            Fabric::All => &[FabricKind::Soft, FabricKind::Siw, FabricKind::Rxe],
+        };
+        for kind in named {
+            if !kinds.contains(kind) {
+                kinds.push(*kind);
+            }
         }
     }
+    kinds
 }
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
-enum Kernel {
-    /// This machine's.
-    #[default]
-    Host,
-    /// A User-Mode Linux guest.
-    Uml,
-    /// A QEMU guest.
-    Qemu,
-}
+/// Fabrics that are not there, and why not.
+type Missing = Vec<(FabricKind, String)>;
 
-impl Kernel {
-    fn name(self) -> Result<&'static str, Failure> {
-        match self {
-            Self::Host => Ok("host"),
-            Self::Uml => Err(not_built("kernel uml", "--kernel host")),
-            Self::Qemu => Err(not_built("kernel qemu", "--kernel host")),
-        }
+/// Whether this program can drive them.
+fn built_for(fabrics: &[FabricKind]) -> Result<(), Failure> {
+    match fabrics.iter().find(|fabric| **fabric != FabricKind::Soft) {
+        Some(fabric) if !cfg!(feature = "verbs") => Err(Failure::with_help(
+            Code::Machine,
+            format!("this testbed was built without what {fabric} takes"),
+            "build it with the feature `verbs`, as in: cargo run -p testbed --features verbs -- run --fabric all",
+        )),
+        _ => Ok(()),
     }
-}
-
-fn not_built(what: &str, instead: &str) -> Failure {
-    Failure::with_help(
-        Code::Machine,
-        format!("this testbed cannot do {what} yet"),
-        format!("leave it out, or say {instead}"),
-    )
 }
 
 fn pattern(text: &str) -> Result<Pattern, String> {
@@ -138,8 +149,7 @@ fn usage(diagnostic: impl Diagnostic + Send + Sync + 'static) -> Failure {
 
 impl Args {
     pub(super) fn run(self, global: &Global) -> Outcome {
-        let fabric = self.fabric.kind()?;
-        let kernel = self.kernel.name()?;
+        let fabrics = kinds(&self.fabric);
         let plan = topology::load(&self.topology)?;
         let library = Library::open(self.golden.as_deref()).map_err(usage)?;
         if self.bless && !library.is_writable() {
@@ -161,10 +171,58 @@ impl Args {
                 "`testbed run --list` says which there are",
             ));
         }
+        let jobs = matrix(&scenarios, &fabrics);
+        if jobs.is_empty() {
+            return Err(Failure::with_help(
+                Code::NothingRun,
+                "what was chosen runs on no fabric that was asked for",
+                "name the scenario's own by --fabric, or say --fabric all",
+            ));
+        }
+        built_for(&fabrics)?;
+        let (Choice { place, note }, missing) = self.place(&fabrics)?;
+        if let Some(note) = note.filter(|_| !global.quiet) {
+            eprintln!("{note}");
+        }
         let reporters = self.reporters(global)?;
         let skipped = library.scenarios().len() - scenarios.len();
-        let session = Session { args: &self, plan: &plan, library: &library, fabric, kernel, skipped };
-        block_on(session.run(&scenarios, reporters))
+        let (place, fabrics, jobs) = (&place, &fabrics, &jobs);
+        let session = Session {
+            args: &self,
+            plan: &plan,
+            library: &library,
+            place,
+            fabrics,
+            missing: &missing,
+            jobs,
+            skipped,
+        };
+        block_on(session.run(reporters))
+    }
+
+    /// Where the labs will live; and which fabrics are not there, and why. It is for those that are.
+    fn place(&self, fabrics: &[FabricKind]) -> Result<(Choice, Missing), Failure> {
+        let choose = |fabrics: &[FabricKind]| {
+            choice::of_machine(&Wanted { kernel: self.kernel, fabrics, clock: self.clock })
+        };
+        let nowhere = match choose(fabrics) {
+            Ok(choice) => return Ok((choice, Missing::new())),
+            Err(nowhere) => nowhere,
+        };
+        let mut missing = Missing::new();
+        let mut there = Vec::new();
+        for fabric in fabrics {
+            match choose(&[*fabric]) {
+                Ok(_) => there.push(*fabric),
+                Err(NoChoice { message, help, .. }) => {
+                    missing.push((*fabric, format!("{message}; {}", help.replace('\n', "; "))));
+                }
+            }
+        }
+        if there.is_empty() {
+            return Err(nowhere.into());
+        }
+        Ok((choose(&there)?, missing))
     }
 
     fn reporters(&self, global: &Global) -> Result<Reporters, Failure> {
@@ -225,203 +283,5 @@ impl Reporters {
             }
         }
         Ok(())
-    }
-}
-
-/// One call of `testbed run`.
-struct Session<'a> {
-    args: &'a Args,
-    plan: &'a Plan,
-    library: &'a Library,
-    fabric: FabricKind,
-    kernel: &'static str,
-    skipped: usize,
-}
-
-/// The lab that a run uses.
-struct Lab {
-    client: Client,
-    claim: Claim,
-    /// Holds it up, if this run brought it up.
-    lease: Option<Lease>,
-}
-
-impl Session<'_> {
-    async fn run(&self, scenarios: &[&Scenario], mut reporters: Reporters) -> Outcome {
-        let mut interrupts = Interrupts::new()?;
-        let lab = tokio::select! {
-            // Dropping it half-way is fine: the agent ends with the connection of whoever started it.
-            lab = self.lab() => lab?,
-            signal = interrupts.next() => return Ok(ExitCode::from(SIGNALLED + signal)),
-        };
-        let begun = Instant::now();
-        let mut summary = Summary::default();
-        let (cancel, cancelled) = watch::channel(false);
-        let ran = {
-            let mut running = pin!(self.scenarios(scenarios, &lab, &cancelled, &mut reporters, &mut summary));
-            tokio::select! {
-                ran = &mut running => ran.map(|()| None),
-                signal = interrupts.next() => {
-                    // What is under way winds up, unless it is asked for twice.
-                    cancel.send_replace(true);
-                    tokio::select! {
-                        ran = &mut running => ran.map(|()| Some(signal)),
-                        signal = interrupts.next() => Ok(Some(signal)),
-                    }
-                }
-            }
-        };
-        let down = self.leave(lab).await;
-        summary.elapsed = begun.elapsed();
-        summary.interrupted = !matches!(ran, Ok(None));
-        let told = reporters.tell(&Event::Finished(&summary));
-        let signal = ran?;
-        told?;
-        down?;
-        Ok(match signal {
-            Some(signal) => ExitCode::from(SIGNALLED + signal),
-            None if summary.is_good() && summary.run() == 0 => {
-                return Err(Failure::new(Code::NothingRun, "every scenario was skipped"));
-            }
-            None if summary.is_good() => ExitCode::SUCCESS,
-            None => Code::Differs.into(),
-        })
-    }
-
-    /// The lab of the topology's name if it is up as the topology says; else a new one, of a name that no other run has.
-    async fn lab(&self) -> Result<Lab, Failure> {
-        let options = Options { timeout: self.args.up_timeout, ..Options::new()? };
-        let usual: LabName = self.plan.name.parse()?;
-        let client = Client::new(options.runtime.lab(&usual));
-        if let Ok(status) = client.status().await
-            && status.plan == *self.plan
-        {
-            let claim = claim(&client).await?;
-            return Ok(Lab { client, claim, lease: None });
-        }
-        let name = if self.args.keep { usual } else { format!("run-{}", std::process::id()).parse()? };
-        let Up { client, lease, .. } = host::up(&name, self.plan, &options).await?;
-        let claim = claim(&client).await?;
-        Ok(Lab { client, claim, lease })
-    }
-
-    /// Takes the lab down if it is ours, unless it is to be kept.
-    async fn leave(&self, lab: Lab) -> Result<(), Failure> {
-        let Some(lease) = lab.lease else { return Ok(()) };
-        if self.args.keep {
-            let kept = lease.release().await;
-            return kept.map_err(|error| Failure::new(Code::Differs, format!("the lab is gone: {error}")));
-        }
-        host::down(lab.client.lab(), self.args.up_timeout).await?;
-        Ok(())
-    }
-
-    async fn scenarios(
-        &self,
-        scenarios: &[&Scenario],
-        lab: &Lab,
-        cancelled: &watch::Receiver<bool>,
-        reporters: &mut Reporters,
-        summary: &mut Summary,
-    ) -> Result<(), Failure> {
-        reporters.tell(&Event::Started(&Start {
-            topology: self.plan.name.clone(),
-            fabric: self.fabric.to_string(),
-            kernel: self.kernel.to_owned(),
-            lab: lab.client.lab().name().to_string(),
-            scenarios: scenarios.len(),
-            skipped: self.skipped,
-        }))?;
-        let runner = Runner {
-            client: &lab.client,
-            claim: &lab.claim,
-            plan: self.plan,
-            fabric: self.fabric,
-            keep: self.args.keep,
-            cancelled,
-        };
-        for scenario in scenarios {
-            reporters.tell(&Event::ScenarioStarted { name: &scenario.name })?;
-            let begun = Instant::now();
-            let outcome = self.scenario(scenario, &runner).await?;
-            if *cancelled.borrow() {
-                break;
-            }
-            let finding = Finding {
-                name: scenario.name.clone(),
-                file: scenario.file.clone(),
-                elapsed: begun.elapsed(),
-                outcome,
-            };
-            summary.add(finding.verdict());
-            reporters.tell(&Event::ScenarioFinished(&finding))?;
-        }
-        Ok(())
-    }
-
-    async fn scenario(&self, scenario: &Scenario, runner: &Runner<'_>) -> Result<report::Outcome, Failure> {
-        let observation = match runner.run(scenario).await {
-            Ok(observation) => observation,
-            Err(error) if error.unavailable && std::env::var_os("TESTBED_REQUIRE_ALL").is_none() => {
-                return Ok(report::Outcome::Skipped(error.message));
-            }
-            Err(error) => return Ok(report::Outcome::Error(error)),
-        };
-        let violations = observation.violations();
-        let store = Store::new(self.library.folder());
-        let bad = |error: crate::golden::GoldenError| Failure::new(Code::Usage, error.to_string());
-        let source = Path::new("golden").join(scenario.file.file_name().unwrap_or_default());
-        let comparisons = store.compare(&observation, &source, &scenario.description).map_err(bad)?;
-        let mut blessed = Vec::new();
-        for comparison in &comparisons {
-            // What is wrong whatever the golden says must not become one.
-            if self.args.bless && violations.is_empty() {
-                if comparison.accept().map_err(bad)? {
-                    blessed.push(comparison.file.clone());
-                }
-            } else if self.library.is_writable() {
-                comparison.propose();
-            }
-        }
-        Ok(report::Outcome::Observed { comparisons, blessed, violations })
-    }
-}
-
-/// Waits for other runs in the lab to end.
-async fn claim(client: &Client) -> Result<Claim, Failure> {
-    let name = client.lab().name();
-    let waiting = || eprintln!("waiting: another run is using lab {name}");
-    let claimed = Claim::take(client, waiting).await;
-    claimed.map_err(|error| {
-        Failure::new(Code::Differs, format!("cannot claim lab {name} for this run: {error}"))
-    })
-}
-
-/// The signals that end a run in good order.
-struct Interrupts([(u8, tokio::signal::unix::Signal); 3]);
-
-impl Interrupts {
-    fn new() -> Result<Self, Failure> {
-        let listen = |kind: SignalKind| {
-            let number = u8::try_from(kind.as_raw_value()).unwrap_or(0);
-            signal(kind)
-                .map(|signal| (number, signal))
-                .map_err(|error| Failure::new(Code::Machine, format!("cannot listen for signals: {error}")))
-        };
-        Ok(Self([
-            listen(SignalKind::interrupt())?,
-            listen(SignalKind::terminate())?,
-            listen(SignalKind::hangup())?,
-        ]))
-    }
-
-    /// The next one's number.
-    async fn next(&mut self) -> u8 {
-        let Self([(a, interrupt), (b, terminate), (c, hangup)]) = self;
-        tokio::select! {
-            _ = interrupt.recv() => *a,
-            _ = terminate.recv() => *b,
-            _ = hangup.recv() => *c,
-        }
     }
 }

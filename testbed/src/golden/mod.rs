@@ -12,13 +12,11 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use rdma_http::fabric::FabricKind;
-
 pub use diff::Diff;
 pub use names::Names;
 pub use text::{Texts, texts};
 
-use crate::scenario::Observation;
+use crate::scenario::{Fabrics, Observation};
 
 /// Where the goldens are.
 #[derive(Clone, Debug)]
@@ -79,10 +77,10 @@ impl Store {
     }
 
     /// The file of a scenario's golden; without a fabric, the one for all of them.
-    pub fn file(&self, scenario: &str, fabric: Option<FabricKind>) -> PathBuf {
-        self.folder.join(match fabric {
+    pub fn file(&self, scenario: &str, fabrics: Option<Fabrics>) -> PathBuf {
+        self.folder.join(match fabrics {
             None => format!("{scenario}.snap"),
-            Some(fabric) => format!("{scenario}@{fabric}.snap"),
+            Some(fabrics) => format!("{scenario}@{fabrics}.snap"),
         })
     }
 
@@ -94,7 +92,7 @@ impl Store {
         description: &str,
     ) -> Result<Vec<Comparison>, GoldenError> {
         let Texts { common, fabric } = texts(observation);
-        let both = [(None, common), (Some(observation.fabric), fabric)];
+        let both = [(None, common), (Some(observation.fabrics), fabric)];
         let mut comparisons = Vec::new();
         for (fabric, seen) in both {
             let file = self.file(&observation.scenario, fabric);

@@ -2,6 +2,7 @@ use std::collections::BTreeMap;
 use std::time::SystemTime;
 
 use rdma_http::events::{Event, Record};
+use rdma_http::fabric::FabricKind;
 use rdma_http::header::TransferId;
 use rdma_http::message::Message;
 
@@ -11,7 +12,7 @@ use crate::scenario::body::Content;
 use crate::scenario::wire::{
     Conversation, CrcTally, Direction, End, HttpHead, Item, MpaStart, Opening, Run, WireConnection,
 };
-use crate::scenario::{Place, Side};
+use crate::scenario::{Fabrics, Place, Side};
 
 /// What differs between two runs of the same scenario.
 #[derive(Clone, Copy)]
@@ -136,7 +137,7 @@ fn observation(v: Volatile) -> Observation {
     let address = |ip: &str, host: &str| (ip.parse().unwrap(), host.to_owned());
     Observation {
         scenario: "get-x".into(),
-        fabric: FabricKind::Soft,
+        fabrics: Fabrics::both(FabricKind::Soft),
         place: Place {
             addresses: BTreeMap::from([address("10.0.0.1", "server"), address("10.0.0.2", "client")]),
             work: "/tmp/x".into(),
@@ -196,7 +197,7 @@ fn accepting_writes_exactly_what_changed() {
     let store = Store::new(folder.path());
     accept(&store, &observation(ONE));
     let old = SystemTime::UNIX_EPOCH;
-    let files = [None, Some(FabricKind::Soft)].map(|fabric| store.file("get-x", fabric));
+    let files = [None, Some(Fabrics::both(FabricKind::Soft))].map(|fabric| store.file("get-x", fabric));
     for file in &files {
         fs::File::options().write(true).open(file).unwrap().set_modified(old).unwrap();
     }

@@ -26,7 +26,7 @@ use tokio::net::UnixStream;
 use tokio::net::unix::pipe;
 
 use super::mux::{Driver, Role};
-use super::order::{AGENT, Answer, CALLER, MAX_ORDER, ORDER, Order};
+use super::order::{AGENT, Answer, CALLER, MAX_ORDER, OBSERVE, ORDER, Order};
 use crate::agent::init as reaper;
 use crate::agent::namespaces::{Side, fork_single_threaded};
 use crate::guest::host::PROGRAMS;
@@ -166,6 +166,10 @@ fn bridge() -> Result<(), String> {
                         accepted.carry(socket);
                     }
                 }
+                (OBSERVE, Some(lab)) => {
+                    accepted.carry(far);
+                    lab.observe(near).map_err(|error| format!("cannot start the observer: {error}"))?;
+                }
                 _ => {}
             }
         }
@@ -234,6 +238,19 @@ fn prepare(order: &Order) -> Result<Lab, String> {
 }
 
 impl Lab {
+    /// Starts what runs a scenario and says on this socket what was seen.
+    fn observe(&self, asker: UnixStream) -> io::Result<()> {
+        let asker: StdStream = asker.into_std()?;
+        asker.set_nonblocking(false)?;
+        let output = asker.try_clone()?;
+        let mut command = tokio::process::Command::new(&self.program);
+        command.arg("observe").arg(&self.directory);
+        command.stdin(Stdio::from(OwnedFd::from(asker))).stdout(Stdio::from(OwnedFd::from(output)));
+        let mut observer = command.spawn()?;
+        tokio::spawn(async move { observer.wait().await });
+        Ok(())
+    }
+
     /// Starts the agent, as `testbed up` does on the machine itself.
     fn start(&mut self, caller: UnixStream) -> io::Result<()> {
         let path = self.directory.join("lock");

@@ -15,6 +15,10 @@ pub const CALLER: Service = Service(2);
 /// A connection to the agent's socket.
 pub const AGENT: Service = Service(3);
 
+/// The standard input and output of `testbed observe`, which runs one scenario in the lab: any number of times, once the
+/// lab is ready.
+pub const OBSERVE: Service = Service(4);
+
 /// The largest order, in bytes.
 pub const MAX_ORDER: u64 = 64 << 20;
 

@@ -20,7 +20,7 @@ impl<W: Write> Reporter for GitHub<W> {
         for problem in finding.problems(false) {
             let file = property(&problem.file.display().to_string());
             let line = problem.line.map_or(String::new(), |line| format!(",line={line}"));
-            let title = property(&format!("scenario {}", finding.name));
+            let title = property(&format!("scenario {} on {}", finding.name, finding.fabrics));
             let text = data(format!("{}\n{}", problem.message, problem.details).trim_end());
             writeln!(self.0, "::error file={file}{line},title={title}::{text}")?;
         }

@@ -47,7 +47,7 @@ impl<W: Write> Human<W> {
             super::Outcome::Skipped(why) => format!(": {why}"),
             _ => String::new(),
         };
-        self.line(&format!("{word} [{time}] {}{why}", finding.name))?;
+        self.line(&format!("{word} [{time}] {:<4} {}{why}", finding.fabrics.to_string(), finding.name))?;
         if let super::Outcome::Observed { blessed, .. } = &finding.outcome {
             for file in blessed {
                 self.line(&format!("             wrote {}", file.display()))?;
@@ -76,7 +76,7 @@ impl<W: Write> Human<W> {
             let word = self.paint("31;1", &word);
             let line = problem.line.map_or(String::new(), |line| format!(":{line}"));
             let place = format!("{}{line}", problem.file.display());
-            let name = self.paint("1", &finding.name);
+            let name = self.paint("1", &format!("{} {}", finding.fabrics, finding.name));
             text.push_str(&format!("{word} {name}: {}\n  {place}\n", problem.message));
             text.push_str(&problem.details);
             if !problem.details.is_empty() && !problem.details.ends_with('\n') {
@@ -130,14 +130,19 @@ impl<W: Write> Reporter for Human<W> {
                     0 => String::new(),
                     skipped => format!(" ({skipped} skipped)"),
                 };
+                let over = super::list(&start.fabrics);
+                let lab = match &start.lab {
+                    Some(lab) => format!("in lab {lab}"),
+                    None => format!("each in a {} guest, on the {} clock", start.kernel, start.clock),
+                };
                 self.line(&format!(
-                    "{word} {} scenario{plural} on {} over {} in lab {}{skipped}",
-                    start.scenarios, start.topology, start.fabric, start.lab
+                    "{word} {} scenario{plural} on {} over {over} {lab}{skipped}",
+                    start.scenarios, start.topology
                 ))
             }
-            Event::ScenarioStarted { name } => {
+            Event::ScenarioStarted { name, fabrics } => {
                 if let Some(progress) = &self.progress {
-                    progress.set_message((*name).to_owned());
+                    progress.set_message(format!("{fabrics} {name}"));
                     progress.reset_elapsed();
                 }
                 Ok(())

@@ -1,7 +1,8 @@
 //! For programs: an object a line.
 //!
-//! - `{"event":"started","topology","fabric","kernel","lab","scenarios","skipped"}`
-//! - `{"event":"scenario","name","file","verdict","seconds","goldens":[{"file","outcome","line","diff","seen"}],`
+//! - `{"event":"started","topology","fabrics":[…],"kernel","clock","lab","scenarios","skipped"}`; `lab` is null where each
+//!   scenario has one of its own, in a guest
+//! - `{"event":"scenario","name","fabric","file","verdict","seconds","goldens":[{"file","outcome","line","diff","seen"}],`
 //!   `"blessed":[…],"violations":[…],"skipped","error":{"message","logs":[{"name","text"}]}}`; `verdict` is `pass`,
 //!   `blessed`, `fail`, `skip` or `error`, `outcome` is `same`, `differs` or `missing`; `error` is null unless the verdict is
 //!   `error`, `skipped` unless it is `skip`: then why
@@ -30,8 +31,9 @@ impl<W: Write> Reporter for Json<W> {
             Event::Started(start) => json!({
                 "event": "started",
                 "topology": start.topology,
-                "fabric": start.fabric,
+                "fabrics": start.fabrics,
                 "kernel": start.kernel,
+                "clock": start.clock,
                 "lab": start.lab,
                 "scenarios": start.scenarios,
                 "skipped": start.skipped,
@@ -58,6 +60,7 @@ fn scenario(finding: &Finding) -> Value {
     let mut value = json!({
         "event": "scenario",
         "name": finding.name,
+        "fabric": finding.fabrics.to_string(),
         "file": finding.file,
         "verdict": finding.verdict().word(),
         "seconds": finding.elapsed.as_secs_f64(),

@@ -1,4 +1,4 @@
-//! JUnit, as CI systems read it: a suite for the topology, a case for each scenario.
+//! JUnit, as CI systems read it: a suite for the topology, a case for each scenario on each fabric.
 
 use std::io::{self, Write};
 
@@ -30,8 +30,9 @@ impl<W: Write> Reporter for JUnit<W> {
                 let name = self.start.as_ref().map_or("testbed", |start| start.topology.as_str());
                 let mut suite = TestSuite::new(name);
                 if let Some(start) = &self.start {
-                    suite.add_property(Property::new("fabric", &start.fabric));
+                    suite.add_property(Property::new("fabrics", super::list(&start.fabrics)));
                     suite.add_property(Property::new("kernel", &start.kernel));
+                    suite.add_property(Property::new("clock", &start.clock));
                 }
                 suite.add_test_cases(std::mem::take(&mut self.cases));
                 suite.set_time(summary.elapsed);
@@ -77,7 +78,7 @@ fn case(finding: &Finding, start: Option<&Start>) -> TestCase {
     };
     let mut case = TestCase::new(&finding.name, status);
     if let Some(start) = start {
-        case.set_classname(format!("{}.{}", start.topology, start.fabric));
+        case.set_classname(format!("{}.{}", start.topology, finding.fabrics));
     }
     case.set_time(finding.elapsed);
     case

@@ -10,13 +10,15 @@ use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use rdma_http::fabric::FabricKind;
+
 pub use github::GitHub;
 pub use human::Human;
 pub use json::Json;
 pub use junit::JUnit;
 
 use crate::golden::{Compared, Comparison};
-use crate::scenario::RunError;
+use crate::scenario::{Fabrics, RunError};
 
 /// What happened.
 #[derive(Clone, Copy, Debug)]
@@ -27,6 +29,8 @@ pub enum Event<'a> {
     ScenarioStarted {
         /// Its name.
         name: &'a str,
+        /// What carries RDMA.
+        fabrics: Fabrics,
     },
     /// A scenario is over.
     ScenarioFinished(&'a Finding),
@@ -39,12 +43,14 @@ pub enum Event<'a> {
 pub struct Start {
     /// The topology's name.
     pub topology: String,
-    /// What carries RDMA.
-    pub fabric: String,
-    /// Where the lab lives.
+    /// What all carries RDMA.
+    pub fabrics: Vec<FabricKind>,
+    /// Where the labs live: `host` or `uml`.
     pub kernel: String,
-    /// The lab's name.
-    pub lab: String,
+    /// How their clocks go: `wall` or `virtual`.
+    pub clock: String,
+    /// The lab's name; `None` where each scenario has its own, in a guest.
+    pub lab: Option<String>,
     /// How many scenarios.
     pub scenarios: usize,
     /// How many were not chosen.
@@ -56,6 +62,8 @@ pub struct Start {
 pub struct Finding {
     /// Its name.
     pub name: String,
+    /// What carried RDMA.
+    pub fabrics: Fabrics,
     /// Its file.
     pub file: PathBuf,
     /// How long it took.
@@ -185,6 +193,15 @@ impl Finding {
                 details: indent(comparison.seen()),
             }),
         }
+    }
+}
+
+/// `soft`, `soft and siw`, `soft, siw and rxe`.
+fn list(fabrics: &[FabricKind]) -> String {
+    let names: Vec<String> = fabrics.iter().map(FabricKind::to_string).collect();
+    match &names[..] {
+        [others @ .., last] if !others.is_empty() => format!("{} and {last}", others.join(", ")),
+        names => names.concat(),
     }
 }
 

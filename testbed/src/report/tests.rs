@@ -1,17 +1,15 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use rdma_http::fabric::FabricKind;
-
 use super::*;
 use crate::golden::Store;
 use crate::scenario::wire::Conversation;
-use crate::scenario::{Observation, Place, Side};
+use crate::scenario::{Fabrics, Observation, Place, Side};
 
 fn observation(program: &str) -> Observation {
     Observation {
         scenario: "get-x".into(),
-        fabric: FabricKind::Soft,
+        fabrics: Fabrics::both(FabricKind::Soft),
         place: Place { addresses: BTreeMap::new(), work: "/w".into() },
         client: Side { program: program.into(), ..Side::default() },
         server: Side::default(),
@@ -23,7 +21,8 @@ fn observation(program: &str) -> Observation {
 
 fn finding(name: &str, outcome: Outcome) -> Finding {
     let file = PathBuf::from(format!("golden/{name}.toml"));
-    Finding { name: name.into(), file, elapsed: Duration::from_millis(1234), outcome }
+    let fabrics = Fabrics::both(FabricKind::Soft);
+    Finding { name: name.into(), fabrics, file, elapsed: Duration::from_millis(1234), outcome }
 }
 
 fn observed(comparisons: Vec<Comparison>) -> Outcome {
@@ -59,16 +58,17 @@ fn tell(reporter: &mut dyn Reporter) {
     ];
     let start = Start {
         topology: "wan-10g".into(),
-        fabric: "soft".into(),
+        fabrics: vec![FabricKind::Soft, FabricKind::Siw],
         kernel: "host".into(),
-        lab: "run-1".into(),
+        clock: "wall".into(),
+        lab: Some("run-1".into()),
         scenarios: findings.len(),
         skipped: 2,
     };
     reporter.event(&Event::Started(&start)).unwrap();
     let mut summary = Summary { elapsed: Duration::from_secs(7), ..Summary::default() };
     for finding in &findings {
-        reporter.event(&Event::ScenarioStarted { name: &finding.name }).unwrap();
+        reporter.event(&Event::ScenarioStarted { name: &finding.name, fabrics: finding.fabrics }).unwrap();
         reporter.event(&Event::ScenarioFinished(finding)).unwrap();
         summary.add(finding.verdict());
     }

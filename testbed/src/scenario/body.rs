@@ -5,14 +5,14 @@ use std::io::{self, BufWriter, Read, Write};
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 /// Modification time of every body, so that `Last-Modified` is the same in every run: the first day of NCA 2007.
 const MODIFIED: Duration = Duration::from_secs(1_184_198_400);
 
 /// How long a file is and what is in it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Content {
     /// Bytes.
     pub length: u64,

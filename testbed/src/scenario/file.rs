@@ -7,9 +7,11 @@ use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
 use miette::{Diagnostic, NamedSource, SourceSpan};
-use serde::Deserialize;
+use rdma_http::fabric::FabricKind;
+use serde::{Deserialize, Serialize};
 use toml::Spanned;
 
+use super::Fabrics;
 use crate::topology::{Plan, Size, Time, UnitError};
 
 /// The largest body that a scenario may ask for: it is written to disk, served, and hashed twice.
@@ -18,7 +20,7 @@ pub const MAX_BODY: u64 = 4 << 30;
 pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// A scenario, checked.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Scenario {
     /// The file's stem; also the golden's.
     pub name: String,
@@ -35,10 +37,12 @@ pub struct Scenario {
 }
 
 /// The serving side.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Server {
     /// The topology's host that it runs in.
     pub host: String,
+    /// What carries RDMA on this side, whatever the run is asked for; `None` follows the run.
+    pub fabric: Option<FabricKind>,
     /// Arguments after the runner's own.
     pub args: Vec<String>,
     /// Set in its environment.
@@ -48,7 +52,7 @@ pub struct Server {
 }
 
 /// A file to serve, made from a seed.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Body {
     /// Relative to the server's root.
     pub path: PathBuf,
@@ -59,10 +63,12 @@ pub struct Body {
 }
 
 /// The asking side.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Client {
     /// The topology's host that it runs in.
     pub host: String,
+    /// What carries RDMA on this side, whatever the run is asked for; `None` follows the run.
+    pub fabric: Option<FabricKind>,
     /// What it runs.
     pub program: Program,
     /// The request's target.
@@ -74,7 +80,7 @@ pub struct Client {
 }
 
 /// A client program that the runner knows how to call.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Program {
     /// Our own client, which reports events.
@@ -188,6 +194,16 @@ impl Scenario {
                 fail(argument.span(), m, Some(help))
             })?;
         }
+        let fabric = |fabric: &Option<Spanned<FabricKind>>| fabric.as_ref().map(|fabric| *fabric.get_ref());
+        let (server_fabric, client_fabric) = (fabric(&raw.server.fabric), fabric(&raw.client.fabric));
+        if let (Some(server), Some(client), Some(spanned)) =
+            (server_fabric, client_fabric, &raw.client.fabric)
+            && !(Fabrics { server, client }).interoperate()
+        {
+            let message = format!("{client} does not understand {server}, the server's fabric");
+            let help = "soft and siw understand each other, rxe only itself".to_owned();
+            return Err(fail(spanned.span(), message, Some(help)));
+        }
         let plain = |args: Vec<Spanned<String>>| args.into_iter().map(Spanned::into_inner).collect();
         Ok(Self {
             name: file.file_stem().unwrap_or_default().to_string_lossy().into_owned(),
@@ -196,12 +212,14 @@ impl Scenario {
             timeout,
             server: Server {
                 host: raw.server.host.unwrap_or_else(|| "server".to_owned()),
+                fabric: server_fabric,
                 args: plain(raw.server.args),
                 env: raw.server.env,
                 files,
             },
             client: Client {
                 host: raw.client.host.unwrap_or_else(|| "client".to_owned()),
+                fabric: client_fabric,
                 program: raw.client.program.unwrap_or(Program::RdmaFetch),
                 target: raw.client.target.into_inner(),
                 args: plain(raw.client.args),
@@ -270,6 +288,7 @@ struct RawScenario {
 #[serde(deny_unknown_fields)]
 struct RawServer {
     host: Option<String>,
+    fabric: Option<Spanned<FabricKind>>,
     #[serde(default)]
     args: Vec<Spanned<String>>,
     #[serde(default)]
@@ -290,6 +309,7 @@ struct RawBody {
 #[serde(deny_unknown_fields)]
 struct RawClient {
     host: Option<String>,
+    fabric: Option<Spanned<FabricKind>>,
     program: Option<Program>,
     target: Spanned<String>,
     #[serde(default)]

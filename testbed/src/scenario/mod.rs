@@ -1,12 +1,14 @@
 //! Scenarios: load, select, run, observe.
 //!
-//! A scenario is a file in `golden/`: who serves what, who asks for it and how. The runner lives outside the lab and uses
-//! its agent's socket only, so that the same works in guests.
+//! A scenario is a file in `golden/`: who serves what, who asks for it and how. The runner uses the agent's socket only. For
+//! a lab on this machine it runs here, for a lab in a guest it runs in the guest beside the agent ([`Guests`]).
 
 pub mod body;
 mod claim;
 mod embedded;
+mod fabrics;
 mod file;
+mod guest;
 mod library;
 mod observation;
 mod program;
@@ -16,9 +18,11 @@ mod settle;
 pub mod wire;
 
 pub use claim::Claim;
+pub use fabrics::Fabrics;
 pub use file::{
     Body, Client, DEFAULT_TIMEOUT, MAX_BODY, Placeholders, Program, Scenario, ScenarioError, Server,
 };
+pub use guest::{Guests, Observed, Question};
 pub use library::{Library, LibraryError};
 pub use observation::{Connection, Exchange, Observation, Operation, Place, Region, Side};
 pub use run::{RunError, Runner};

@@ -9,19 +9,20 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 use rdma_http::events::{Event, Record};
-use rdma_http::fabric::FabricKind;
+use serde::{Deserialize, Serialize};
 
+use super::Fabrics;
 use super::body::Content;
 use super::wire::Conversation;
 use crate::agent::protocol::Exit;
 
 /// Everything that a scenario's run showed.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Observation {
     /// The scenario's name.
     pub scenario: String,
     /// What carried RDMA.
-    pub fabric: FabricKind,
+    pub fabrics: Fabrics,
     /// What is known of the place, for naming.
     pub place: Place,
     /// The client program.
@@ -37,7 +38,7 @@ pub struct Observation {
 }
 
 /// What is known of the place that a scenario ran in: addresses and directories have names of their own.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Place {
     /// Address -> host; also `nobody`, for the address that no host has.
     pub addresses: BTreeMap<IpAddr, String>,
@@ -46,7 +47,7 @@ pub struct Place {
 }
 
 /// What one program did.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Side {
     /// Its name.
     pub program: String,
@@ -73,7 +74,7 @@ pub struct Side {
 }
 
 /// One request and its response.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Exchange {
     /// The number that the program gave it.
     pub number: u64,
@@ -88,7 +89,7 @@ pub struct Exchange {
 }
 
 /// An RDMA operation.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Operation {
     /// `write`, `read`, `send` or `receive`.
     pub op: String,
@@ -99,7 +100,7 @@ pub struct Operation {
 }
 
 /// A region of memory.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Region {
     /// Its STag.
     pub stag: u32,
@@ -112,7 +113,7 @@ pub struct Region {
 }
 
 /// An RDMA connection.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Connection {
     /// This side's address.
     pub local: SocketAddr,
@@ -245,7 +246,7 @@ mod tests {
     fn observation(client: &[Record]) -> Observation {
         Observation {
             scenario: "x".to_owned(),
-            fabric: FabricKind::Soft,
+            fabrics: Fabrics::both(rdma_http::fabric::FabricKind::Soft),
             place: Place::default(),
             client: Side::new("rdma-fetch", Some(Exit::Code(0)), client),
             server: Side::default(),

@@ -7,7 +7,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use rdma_http::fabric::FabricKind;
+use serde::{Deserialize, Serialize};
 use tempfile::TempDir;
 use tokio::sync::watch;
 
@@ -15,7 +15,7 @@ use super::body::{self, Content};
 use super::program::{Program as Process, Told, tail};
 use super::settle::settled;
 use super::wire::{self, HttpHead, Opening, WireError};
-use super::{Claim, Exchange, Observation, Place, Placeholders, Program, Scenario, Side};
+use super::{Claim, Exchange, Fabrics, Observation, Place, Placeholders, Program, Scenario, Side};
 use crate::agent::client::{Client, ClientError, Command};
 use crate::agent::protocol::Exit;
 use crate::doctor::install_command;
@@ -27,7 +27,7 @@ const STOP: Duration = Duration::from_secs(15);
 const MAX_HEAD: u64 = 1 << 20;
 
 /// A scenario that could not be run to its end: nothing can be said of what it would have shown.
-#[derive(Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RunError {
     /// What went wrong.
     pub message: String,
@@ -35,6 +35,13 @@ pub struct RunError {
     pub unavailable: bool,
     /// What the programs said, for finding out why: a heading and lines.
     pub logs: Vec<(String, String)>,
+}
+
+impl RunError {
+    /// This machine lacks what it takes.
+    pub fn unavailable(message: String) -> Self {
+        Self { message, unavailable: true, logs: Vec::new() }
+    }
 }
 
 /// Where and how scenarios are run.
@@ -47,7 +54,7 @@ pub struct Runner<'a> {
     /// What the lab was made from.
     pub plan: &'a Plan,
     /// What carries RDMA.
-    pub fabric: FabricKind,
+    pub fabrics: Fabrics,
     /// Leaves the files of every run, in the lab's directory; else they are in the directory for temporary files.
     pub keep: bool,
     /// Becomes true when the run is to be broken off.
@@ -202,7 +209,7 @@ impl Runner<'_> {
         wire.connections.retain(|connection| connection.opening != Opening::Unseen);
         Ok(Observation {
             scenario: scenario.name.clone(),
-            fabric: self.fabric,
+            fabrics: self.fabrics,
             place: Place { addresses: place.addresses, work: work.folder.clone() },
             client,
             server,

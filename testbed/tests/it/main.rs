@@ -13,3 +13,4 @@ mod support;
 mod topology;
 mod tshark;
 mod userns;
+mod virtual_clock;

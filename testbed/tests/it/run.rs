@@ -34,13 +34,13 @@ pub(crate) fn golden(labs: &Labs) -> PathBuf {
 }
 
 /// A test's labs and its copy of the goldens.
-struct Bench {
+pub(crate) struct Bench {
     labs: Labs,
     golden: PathBuf,
 }
 
 impl Bench {
-    fn new(labs: Option<Labs>) -> Option<Self> {
+    pub(crate) fn new(labs: Option<Labs>) -> Option<Self> {
         let labs = labs?;
         Some(Self { golden: golden(&labs), labs })
     }
@@ -59,7 +59,7 @@ impl Bench {
     }
 
     #[track_caller]
-    fn expect(&self, code: i32, args: &[&str]) -> String {
+    pub(crate) fn expect(&self, code: i32, args: &[&str]) -> String {
         let output = self.run(args);
         let text = text(&output.stdout) + &text(&output.stderr);
         assert_eq!(output.status.code(), Some(code), "{text}");
@@ -68,7 +68,7 @@ impl Bench {
 
     /// The objects that `--json` prints, of the event `scenario`.
     #[track_caller]
-    fn findings(&self, code: i32, args: &[&str]) -> Vec<Value> {
+    pub(crate) fn findings(&self, code: i32, args: &[&str]) -> Vec<Value> {
         let args: Vec<&str> = args.iter().copied().chain(["--json"]).collect();
         let output = self.run(&args);
         let text = text(&output.stdout);
@@ -91,7 +91,7 @@ impl Bench {
         (child, Pid::from_raw(server))
     }
 
-    fn edit(&self, file: &str, edit: impl FnOnce(String) -> String) {
+    pub(crate) fn edit(&self, file: &str, edit: impl FnOnce(String) -> String) {
         let path = self.golden.join(file);
         let before = fs::read_to_string(&path).unwrap();
         let after = edit(before.clone());
@@ -177,7 +177,7 @@ fn a_judge_that_is_not_installed_skips_and_says_how_to_install_it() {
     let junit = bench.labs.path("junit.xml");
     let said = bench.expect(0, &["direct", "get-plain", "get-empty", "--junit", junit.to_str().unwrap()]);
     let why = "`curl` was not found in PATH (/nowhere); to have it: ";
-    assert!(said.contains("SKIP") && said.contains(&format!("get-plain: {why}")), "{said}");
+    assert!(said.contains("SKIP") && said.contains(&format!("soft get-plain: {why}")), "{said}");
     assert!(said.contains("1 scenario run: 1 passed, 1 skipped"), "{said}");
     let report = fs::read_to_string(junit).unwrap();
     assert!(report.contains("<skipped message=\"`curl` was not found"), "{report}");
@@ -198,7 +198,7 @@ fn a_changed_byte_of_a_golden_fails_with_a_diff_that_names_its_line() {
     let line = line.lines().position(|line| line.contains("< 405")).unwrap() + 1;
     let said = bench.expect(1, &["wan-10g", "get-missing", "get-empty"]);
     for expected in [
-        "FAIL get-missing: differs from its golden",
+        "FAIL soft get-missing: differs from its golden",
         &format!("snapshots/get-missing.snap:{line}"),
         "-    < 405\n+    < 404\n",
         "2 scenarios run: 1 passed, 1 failed",
@@ -305,7 +305,7 @@ fn the_reports_for_machines_are_well_formed() {
     let annotations: Vec<&str> = said.lines().filter(|line| line.starts_with("::error ")).collect();
     let [annotation] = annotations[..] else { panic!("{said}") };
     assert!(annotation.contains("get-missing.snap,line="), "{annotation}");
-    assert!(annotation.contains("title=scenario get-missing::"), "{annotation}");
+    assert!(annotation.contains("title=scenario get-missing on soft::"), "{annotation}");
 }
 
 #[test]
@@ -336,9 +336,12 @@ fn what_makes_no_sense_is_refused_before_a_lab_is_made() {
     );
     assert!(bench.expect(2, &["wan10g"]).contains("wan-10g"));
     assert!(bench.expect(2, &["wan-10g", "--partition", "hash:5/4"]).contains("hash:1/4"));
-    assert!(bench.expect(3, &["wan-10g", "--fabric", "siw"]).contains("--fabric soft"));
-    assert!(bench.expect(3, &["wan-10g", "--fabric", "rxe"]).contains("--fabric soft"));
-    assert!(bench.expect(3, &["wan-10g", "--kernel", "uml"]).contains("--kernel host"));
+    assert!(bench.expect(2, &["wan-10g", "--kernel", "host", "--clock", "virtual"]).contains("--kernel uml"));
+    if !cfg!(feature = "verbs") {
+        for fabric in ["siw", "soft,rxe", "all"] {
+            assert!(bench.expect(3, &["wan-10g", "--fabric", fabric]).contains("--features verbs"));
+        }
+    }
     assert!(bench.expect(4, &["wan-10g", "put-*"]).contains("no scenario was chosen"));
     bench.edit("get-empty.toml", |file| file.replacen("target", "tagret", 1));
     let said = bench.expect(2, &["wan-10g"]);

@@ -14,11 +14,13 @@ use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
+use serde::{Deserialize, Serialize};
+
 pub(crate) use http::response_heads;
 pub use mpa::CrcTally;
 
 /// What a capture shows.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Conversation {
     /// In the order in which they were opened.
     pub connections: Vec<WireConnection>,
@@ -27,7 +29,7 @@ pub struct Conversation {
 }
 
 /// One TCP connection.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WireConnection {
     /// Who sent the SYN.
     pub initiator: SocketAddr,
@@ -42,7 +44,7 @@ pub struct WireConnection {
 }
 
 /// What became of a SYN.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Opening {
     /// It was answered by a SYN.
     Established,
@@ -55,7 +57,7 @@ pub enum Opening {
 }
 
 /// One direction of a connection.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Direction {
     /// In the order of the stream.
     pub items: Vec<Item>,
@@ -66,7 +68,7 @@ pub struct Direction {
 }
 
 /// How a direction ended.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum End {
     /// It was still open when the capture ended.
     #[default]
@@ -78,7 +80,7 @@ pub enum End {
 }
 
 /// A thing said in one direction.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Item {
     /// The head of an HTTP request or response.
     Head(HttpHead),
@@ -125,7 +127,7 @@ pub enum Item {
 }
 
 /// The head of an HTTP message.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HttpHead {
     /// `GET /x HTTP/1.1` or `HTTP/1.1 200 OK`.
     pub start: String,
@@ -134,7 +136,7 @@ pub struct HttpHead {
 }
 
 /// An MPA start-up frame.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MpaStart {
     /// Request, else Reply.
     pub request: bool,
@@ -155,7 +157,7 @@ pub struct MpaStart {
 }
 
 /// Tagged messages that continue each other.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Run {
     /// The region.
     pub stag: u32,

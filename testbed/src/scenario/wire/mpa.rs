@@ -12,7 +12,7 @@ use super::{Item, MpaStart, Run};
 const MAX_SEND: usize = 1 << 20;
 
 /// The verdicts on the checksums of a direction's FPDUs.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct CrcTally {
     /// Right.
     pub good: u64,
