@@ -7,15 +7,16 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::path::Path;
 use std::sync::{Arc, Mutex};
-use std::time::Instant;
+use std::time::Duration;
 
+use nix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 
 /// An event and when it happened.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Record {
-    /// Microseconds since the recorder was made, on the monotonic clock.
+    /// Microseconds on the monotonic clock, which all processes of a machine have in common.
     pub at_us: u64,
     /// What happened.
     pub event: Event,
@@ -134,8 +135,14 @@ pub fn head(headers: &http::HeaderMap) -> Vec<(String, String)> {
 pub struct Recorder(Option<Arc<Sink>>);
 
 struct Sink {
-    start: Instant,
     out: Mutex<Box<dyn Write + Send>>,
+}
+
+/// The monotonic clock, as [`Record::at_us`] has it.
+pub fn now_us() -> u64 {
+    // It is there on every Linux.
+    let now = clock_gettime(ClockId::CLOCK_MONOTONIC).map(Duration::from).unwrap_or_default();
+    u64::try_from(now.as_micros()).unwrap_or(u64::MAX)
 }
 
 impl std::fmt::Debug for Recorder {
@@ -156,7 +163,7 @@ impl Recorder {
 
     /// Writes events to `out`, each flushed as a line of its own.
     pub fn to_writer(out: impl Write + Send + 'static) -> Self {
-        Self(Some(Arc::new(Sink { start: Instant::now(), out: Mutex::new(Box::new(out)) })))
+        Self(Some(Arc::new(Sink { out: Mutex::new(Box::new(out)) })))
     }
 
     /// Whether anybody listens, for events that cost something to make.
@@ -167,8 +174,7 @@ impl Recorder {
     /// Records an event. A reader that went away is no reason to stop serving: write errors are dropped.
     pub fn record(&self, event: Event) {
         let Some(sink) = &self.0 else { return };
-        let at_us = u64::try_from(sink.start.elapsed().as_micros()).unwrap_or(u64::MAX);
-        let Ok(mut line) = serde_json::to_vec(&Record { at_us, event }) else { return };
+        let Ok(mut line) = serde_json::to_vec(&Record { at_us: now_us(), event }) else { return };
         line.push(b'\n');
         let mut out = sink.out.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let _ = out.write_all(&line).and_then(|()| out.flush());

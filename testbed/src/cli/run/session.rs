@@ -341,8 +341,8 @@ fn lacking(error: RunError) -> report::Outcome {
 }
 
 /// The plan with what a fabric needs in each host.
-fn with_devices(plan: &Plan, _device: FabricKind) -> Plan {
-    plan.clone()
+fn with_devices(plan: &Plan, device: FabricKind) -> Plan {
+    Plan { fabric: device, ..plan.clone() }
 }
 
 /// Waits for other runs in the lab to end.
