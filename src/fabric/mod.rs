@@ -349,6 +349,13 @@ pub trait Connection: Send + Sync {
     /// Send with Invalidate: as [`send`](Self::send); before the peer sees it, `stag` of the peer's is invalidated.
     fn send_invalidate(&self, message: Bytes, stag: Stag) -> Completion;
 
+    /// Send with Solicited Event, and with Invalidate if a region is named: the receiver's
+    /// [`Received::solicited`] says that its sender asked for an event.
+    fn send_solicited(&self, message: Bytes, invalidate: Option<Stag>) -> Completion {
+        let _ = (message, invalidate);
+        Box::pin(std::future::ready(Err(FabricError::Unsupported("this fabric sends no solicited events"))))
+    }
+
     /// The next message, or an error once the connection is gone and all that came before is delivered. The receive is
     /// posted again at once.
     fn receive(&self) -> Completion<Received>;

@@ -98,12 +98,21 @@ pub fn begin(out: &mut Vec<u8>) -> usize {
 /// If more than 65535 bytes were appended since: a mistake of the caller, who cuts segments to [`mulpdu`].
 pub fn seal(out: &mut Vec<u8>, start: usize, crc: bool) {
     let ulpdu = out.len() - start - LENGTH;
-    assert!(ulpdu <= MAX_ULPDU_RECEIVED, "a ULPDU of {ulpdu} bytes");
-    // Checked above: it fits.
-    out[start..start + LENGTH].copy_from_slice(&(ulpdu as u16).to_be_bytes());
+    set_length(&mut out[start..], ulpdu);
     out.extend_from_slice(&[0; 3][..pad(ulpdu)]);
     let value = if crc { crc32c::crc32c(&out[start..]) } else { 0 };
     out.extend_from_slice(&value.to_le_bytes());
+}
+
+/// Writes the ULPDU_Length at the beginning of `fpdu`.
+///
+/// # Panics
+///
+/// As [`seal`] does.
+pub(super) fn set_length(fpdu: &mut [u8], ulpdu: usize) {
+    assert!(ulpdu <= MAX_ULPDU_RECEIVED, "a ULPDU of {ulpdu} bytes");
+    // Checked above: it fits.
+    fpdu[..LENGTH].copy_from_slice(&(ulpdu as u16).to_be_bytes());
 }
 
 #[cfg(test)]

@@ -1,5 +1,8 @@
 //! The memory that a connection may touch, as its driver provides it.
 
+use std::fs::File;
+use std::sync::Arc;
+
 use super::Stag;
 use super::terminate::Code;
 
@@ -75,24 +78,61 @@ impl Denied {
 /// Nothing here is called for a zero-length operation: its STag and offset are not to be looked at (RFC 5040,
 /// section 5.1).
 pub trait Memory {
-    /// Checks all of `to .. to + payload.len()`, then puts `payload` there.
-    fn place(&mut self, reach: Reach, stag: Stag, to: u64, payload: &[u8]) -> Result<(), Denied>;
+    /// Bytes of a region, lent while they are sent. Nobody changes them meanwhile.
+    type Lease: AsRef<[u8]>;
+
+    /// Checks all of `to .. to + length`, then calls `fill` once with the bytes there. `fill` reads nothing of them
+    /// and writes from their beginning.
+    fn sink(
+        &mut self,
+        reach: Reach,
+        stag: Stag,
+        to: u64,
+        length: usize,
+        fill: &mut dyn FnMut(&mut [u8]),
+    ) -> Result<(), Denied>;
 
     /// Whether the peer may read all of `to .. to + length`.
     fn check_source(&mut self, stag: Stag, to: u64, length: u32) -> Result<(), Denied>;
 
-    /// Checks all of `to .. to + length`, then appends it to `out`. On an error nothing is appended.
+    /// Checks all of `to .. to + length`, then lends it. `None`: not while earlier leases are held; ask again when they
+    /// have been given back. With `inspect` the bytes will be looked at, so they must not be a file's.
     fn fetch(
         &mut self,
         reach: Reach,
         stag: Stag,
         to: u64,
         length: usize,
-        out: &mut Vec<u8>,
-    ) -> Result<(), Denied>;
+        inspect: bool,
+    ) -> Result<Option<Lent<Self::Lease>>, Denied>;
 
     /// Invalidates a region on the peer's behalf (RFC 5040, section 5.3). A region that is invalid already is no error.
     fn invalidate(&mut self, stag: Stag) -> Result<(), Denied>;
+
+    /// Checks all of `to .. to + payload.len()`, then puts `payload` there.
+    fn place(&mut self, reach: Reach, stag: Stag, to: u64, payload: &[u8]) -> Result<(), Denied> {
+        self.sink(reach, stag, to, payload.len(), &mut |bytes| bytes.copy_from_slice(payload))
+    }
+}
+
+/// What a region lends to be sent.
+#[derive(Debug)]
+pub enum Lent<L> {
+    /// Bytes in memory.
+    Bytes(L),
+    /// Bytes of a file, which the kernel can send without showing them to us.
+    File(FileRange),
+}
+
+/// A part of a file.
+#[derive(Clone, Debug)]
+pub struct FileRange {
+    /// The file.
+    pub file: Arc<File>,
+    /// Of the first byte.
+    pub offset: u64,
+    /// Bytes.
+    pub length: usize,
 }
 
 /// Where `to .. to + length` lies in a region of `size` bytes whose first byte has tagged offset `base`. Sound for all

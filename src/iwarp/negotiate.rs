@@ -40,7 +40,7 @@ impl Config {
 
     /// The Request that asks for it.
     pub(super) fn request(&self) -> StartFrame {
-        let rtr = RtrOptions { send: false, write: true, read: self.ord > 0 };
+        let rtr = RtrOptions { send: true, write: true, read: self.ord > 0 };
         let enhanced =
             Enhanced { peer_to_peer: self.peer_to_peer.then_some(rtr), ird: self.ird(), ord: self.ord() };
         StartFrame {
@@ -62,6 +62,8 @@ pub enum Rtr {
     Write,
     /// An RDMA Read.
     Read,
+    /// A Send, which takes one of the responder's receives and is delivered to its program.
+    Send,
 }
 
 /// What was settled.
@@ -125,8 +127,12 @@ pub(super) fn respond(
     let (mut ird, mut ord) = (config.ird(), config.ord());
     let enhanced = request.enhanced.map(|asked| {
         let rtr = asked.peer_to_peer.map(|offered| {
-            let common = RtrOptions { send: false, write: offered.write, read: offered.read };
-            if common.write || common.read { common } else { RtrOptions { write: true, ..common } }
+            // A Send would take a receive, so it is taken only if nothing else is offered.
+            let silent = offered.write || offered.read;
+            let common =
+                RtrOptions { send: offered.send && !silent, write: offered.write, read: offered.read };
+            // With nothing offered at all, one has to be named all the same; the initiator then says "none in common".
+            if silent || common.send { common } else { RtrOptions { write: true, ..common } }
         });
         if rtr.is_some_and(|rtr| rtr.read && !rtr.write) {
             ird = ird.max(1);
@@ -190,6 +196,7 @@ pub(super) fn conclude(
                 (None, None) => None,
                 (Some(offered), Some(taken)) if offered.write && taken.write => Some(Rtr::Write),
                 (Some(offered), Some(taken)) if offered.read && taken.read && ord > 0 => Some(Rtr::Read),
+                (Some(offered), Some(taken)) if offered.send && taken.send => Some(Rtr::Send),
                 _ => return Err(NegotiationError::Rtr),
             };
         }
@@ -285,14 +292,14 @@ mod tests {
         let request = initiator.request();
         let (mut reply, _, rtr) = respond(&request, &config()).unwrap();
         assert!(rtr);
-        let send = RtrOptions { send: true, write: false, read: false };
-        reply.enhanced = Some(Enhanced { peer_to_peer: Some(send), ird: 1, ord: 1 });
+        let none = RtrOptions { send: false, write: false, read: false };
+        reply.enhanced = Some(Enhanced { peer_to_peer: Some(none), ird: 1, ord: 1 });
         let error = conclude(&request, &reply, &initiator).unwrap_err();
         assert_eq!(error.code(), Some(Code::MPA_RTR));
     }
 
     #[test]
-    fn rtr_is_a_write_or_else_a_read() {
+    fn rtr_is_a_write_or_else_a_read_or_else_a_send() {
         let initiator = Config { peer_to_peer: true, ..config() };
         let request = initiator.request();
         let (mut reply, ..) = respond(&request, &config()).unwrap();
@@ -300,6 +307,13 @@ mod tests {
         let read = RtrOptions { send: false, write: false, read: true };
         reply.enhanced = Some(Enhanced { peer_to_peer: Some(read), ird: 1, ord: 1 });
         assert_eq!(conclude(&request, &reply, &initiator).unwrap().1, Some(Rtr::Read));
+        let send = RtrOptions { send: true, write: false, read: false };
+        reply.enhanced = Some(Enhanced { peer_to_peer: Some(send), ird: 1, ord: 1 });
+        assert_eq!(conclude(&request, &reply, &initiator).unwrap().1, Some(Rtr::Send));
+        let mut only_send = request.clone();
+        only_send.enhanced = reply.enhanced;
+        let (answer, ..) = respond(&only_send, &config()).unwrap();
+        assert_eq!(answer.enhanced.unwrap().peer_to_peer, Some(send));
     }
 
     #[test]

@@ -318,7 +318,8 @@ async fn mpa_marker_request_rejected() {
     peer.write_all(&request).await.unwrap();
     let mut reply = Vec::new();
     soon(peer.read_to_end(&mut reply)).await.unwrap();
-    assert_eq!(reply, hex("4d504120494420526570204672616d65 30020004 00000000"));
+    assert_eq!(reply[..24], hex("4d504120494420526570204672616d65 30020023 00000000"));
+    assert_eq!(&reply[24..], b"MPA markers are not implemented", "the reason");
 }
 
 #[tokio::test]

@@ -1,7 +1,9 @@
 //! Making a connection: the start-up of both sides, within its time.
 
 use std::net::SocketAddr;
+use std::ops::ControlFlow;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 
 use tokio::net::TcpStream;
 use tokio::time::timeout;
@@ -9,8 +11,8 @@ use tokio::time::timeout;
 use super::driver::Driver;
 use super::handle::{Shared, SoftConnection};
 use super::region::DomainMemory;
-use super::wire::{Progress, Wire, closed};
-use super::{MAX_PRIVATE_DATA, MAX_RECEIVE_DEPTH, MAX_RECEIVE_SIZE, SoftOptions, SoftPd, socket};
+use super::wire::{Handler, Progress, Wire, closed};
+use super::{MAX_PRIVATE_DATA, MAX_RECEIVE_DEPTH, MAX_RECEIVE_SIZE, Socket, SoftOptions, SoftPd};
 use crate::fabric::{ConnectOptions, Connection, FabricError};
 use crate::iwarp::connection::{Connection as Machine, Event};
 use crate::iwarp::mpa::StartFrame;
@@ -25,38 +27,38 @@ pub(super) async fn connect(
 ) -> Result<Arc<dyn Connection>, FabricError> {
     check(&options)?;
     let setting_up = async {
-        let stream = TcpStream::connect(to).await.map_err(|error| FabricError::io("connect", error))?;
+        let socket = TcpStream::connect(to).await.map_err(|error| FabricError::io("connect", error))?;
         let machine = Machine::initiate(config(fabric, &options)).map_err(invalid)?;
-        establish(fabric, pd, stream, machine, &[], &options).await
+        establish(fabric, pd, socket, machine, &[], &options).await
     };
     bounded("connect", &options, setting_up).await
 }
 
-/// Turns a stream into a connection, as MPA's initiator.
-pub(super) async fn connect_over(
+/// Turns a stream that is connected already into a connection, as MPA's initiator. `first` was read from it before.
+pub(super) async fn connect_over<S: Socket>(
     fabric: &SoftOptions,
     pd: SoftPd,
-    stream: TcpStream,
+    socket: S,
     first: &[u8],
     options: ConnectOptions,
 ) -> Result<Arc<dyn Connection>, FabricError> {
     check(&options)?;
     let machine = Machine::initiate(config(fabric, &options)).map_err(invalid)?;
-    bounded("connect", &options, establish(fabric, pd, stream, machine, first, &options)).await
+    bounded("connect", &options, establish(fabric, pd, socket, machine, first, &options)).await
 }
 
 /// Accepts a peer that has sent `request`, and `first` after it, as MPA's responder.
-pub(super) async fn accept(
+pub(super) async fn accept<S: Socket>(
     fabric: &SoftOptions,
     pd: SoftPd,
-    stream: TcpStream,
+    socket: S,
     request: StartFrame,
     first: &[u8],
     options: ConnectOptions,
 ) -> Result<Arc<dyn Connection>, FabricError> {
     check(&options)?;
     let machine = Machine::respond(&request, &config(fabric, &options)).map_err(invalid)?;
-    bounded("accept", &options, establish(fabric, pd, stream, machine, first, &options)).await
+    bounded("accept", &options, establish(fabric, pd, socket, machine, first, &options)).await
 }
 
 async fn bounded<T>(
@@ -101,21 +103,21 @@ fn config(fabric: &SoftOptions, options: &ConnectOptions) -> Config {
 }
 
 /// Drives the start-up to its end and leaves the connection to a task of its own.
-async fn establish(
+async fn establish<S: Socket>(
     fabric: &SoftOptions,
     pd: SoftPd,
-    stream: TcpStream,
+    socket: S,
     machine: Machine,
     first: &[u8],
     options: &ConnectOptions,
 ) -> Result<Arc<dyn Connection>, FabricError> {
-    socket::prepare(&stream, fabric.peer_timeout)
-        .map_err(|error| FabricError::io("set up a socket", error))?;
-    let local = stream.local_addr().map_err(|error| FabricError::io("getsockname", error))?;
-    let peer = stream.peer_addr().map_err(|error| FabricError::io("getpeername", error))?;
+    socket.prepare(fabric.peer_timeout).map_err(|error| FabricError::io("set up a socket", error))?;
+    let local = socket.local_addr().map_err(|error| FabricError::io("getsockname", error))?;
+    let peer = socket.peer_addr().map_err(|error| FabricError::io("getpeername", error))?;
     let memory = DomainMemory::new(pd.table.clone(), pd.domain);
-    let mut wire = Wire::new(stream, machine, memory, fabric.segment_size, first);
-    let settled = match start_up(&mut wire, options.receive_depth).await {
+    let mut wire = Wire::new(socket, machine, memory, fabric.segment_size, first);
+    let mut start = Start { receives: options.receive_depth, outcome: None };
+    let settled = match std::future::poll_fn(|context| start.poll(&mut wire, context)).await {
         Ok(settled) => settled,
         Err(error) => {
             // What there is to tell the peer (a Terminate) is told, but nobody here waits for that.
@@ -135,25 +137,45 @@ async fn establish(
     }))
 }
 
-async fn start_up(wire: &mut Wire, receives: usize) -> Result<Negotiated, FabricError> {
-    loop {
-        let wrote = wire.write()?;
-        match wire.next_event(receives) {
-            Some(Event::Connected(settled)) => return start_sending(wire).map(|()| settled),
-            Some(Event::Rejected(private_data)) => return Err(FabricError::Rejected { private_data }),
-            Some(Event::Closed(reason)) => return Err(closed(reason)),
-            Some(Event::Completed(_) | Event::Received(_)) => {}
-            None => {
-                let read = wire.read()?;
-                if wrote == Progress::None && read == Progress::None {
-                    wire.ready().await?;
-                }
-            }
-        }
+/// Waits for the start-up to end. What arrives behind it is left to the driver.
+struct Start {
+    receives: usize,
+    outcome: Option<Result<Negotiated, FabricError>>,
+}
+
+impl Handler for Start {
+    fn receives(&self) -> usize {
+        self.receives
+    }
+
+    fn handle(&mut self, event: Event) -> ControlFlow<()> {
+        self.outcome = Some(match event {
+            Event::Connected(settled) => Ok(settled),
+            Event::Rejected(private_data) => Err(FabricError::Rejected { private_data }),
+            Event::Closed(reason) => Err(closed(reason)),
+            // Nothing is posted, and nothing can come, before it is established.
+            Event::Completed(_) | Event::Received(_) => return ControlFlow::Continue(()),
+        });
+        ControlFlow::Break(())
     }
 }
 
-/// The RTR leaves before anybody is told that the connection is established.
-fn start_sending(wire: &mut Wire) -> Result<(), FabricError> {
-    wire.write().map(drop)
+impl Start {
+    fn poll<S: Socket>(
+        &mut self,
+        wire: &mut Wire<S>,
+        context: &mut Context<'_>,
+    ) -> Poll<Result<Negotiated, FabricError>> {
+        loop {
+            // This also sends the RTR, before anybody is told that the connection is established.
+            let wrote = wire.poll_write(context)?;
+            if let Some(outcome) = self.outcome.take() {
+                return Poll::Ready(outcome);
+            }
+            let read = wire.poll_read(context, self)?;
+            if self.outcome.is_none() && wrote == Progress::None && read == Progress::None {
+                return Poll::Pending;
+            }
+        }
+    }
 }

@@ -4,10 +4,10 @@ use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
-use tokio::sync::{Notify, oneshot, watch};
+use tokio::sync::{oneshot, watch};
 
 use super::SoftPd;
 use super::region::SoftRegion;
@@ -24,8 +24,6 @@ pub(super) type Waiter = oneshot::Sender<Result<(), FabricError>>;
 pub(super) struct Shared {
     posted: Mutex<Posted>,
     inbox: Mutex<Inbox>,
-    /// Wakes the task: work was posted, or it shall close.
-    pub(super) wake: Notify,
     /// Why the connection ended, once it has.
     ended: watch::Sender<Option<FabricError>>,
     send_queue_depth: usize,
@@ -39,6 +37,8 @@ struct Posted {
     outstanding: usize,
     closing: bool,
     ended: Option<FabricError>,
+    /// Wakes the task, if it has not been woken since it last looked.
+    task: Option<Waker>,
 }
 
 #[derive(Default)]
@@ -57,7 +57,6 @@ impl Shared {
         Self {
             posted: Mutex::default(),
             inbox: Mutex::default(),
-            wake: Notify::new(),
             ended: watch::Sender::new(None),
             send_queue_depth,
             receive_depth,
@@ -81,22 +80,34 @@ impl Shared {
         let (waiter, result) = oneshot::channel();
         posted.outstanding += 1;
         posted.work.push((work, waiter));
+        let task = posted.task.take();
         drop(posted);
-        self.wake.notify_one();
+        if let Some(task) = task {
+            task.wake();
+        }
         Box::pin(async move { result.await.unwrap_or(Err(FabricError::Closed)) })
     }
 
-    /// For the task: what was posted since, whether it shall close; `completed` operations are done.
-    pub(super) fn take_posted(&self, completed: usize, work: &mut Vec<(Work, Waiter)>) -> bool {
+    /// For the task: what was posted since, whether it shall close; `completed` operations are done. The task is woken
+    /// when there is more.
+    pub(super) fn take_posted(&self, completed: usize, work: &mut Vec<(Work, Waiter)>, task: &Waker) -> bool {
         let mut posted = lock(&self.posted);
         posted.outstanding -= completed;
+        if posted.task.as_ref().is_none_or(|known| !known.will_wake(task)) {
+            posted.task = Some(task.clone());
+        }
         work.append(&mut posted.work);
         posted.closing
     }
 
     fn close(&self) {
-        lock(&self.posted).closing = true;
-        self.wake.notify_one();
+        let mut posted = lock(&self.posted);
+        posted.closing = true;
+        let task = posted.task.take();
+        drop(posted);
+        if let Some(task) = task {
+            task.wake();
+        }
     }
 
     /// For the task: how many messages may arrive.
@@ -242,11 +253,11 @@ impl SoftConnection {
         Ok(ours)
     }
 
-    fn post_send(&self, message: Bytes, invalidate: Option<Stag>) -> Completion {
+    fn post_send(&self, message: Bytes, invalidate: Option<Stag>, solicited: bool) -> Completion {
         if u32::try_from(message.len()).is_err() {
             return failed(FabricError::Invalid(format!("a message of {} bytes is too long", message.len())));
         }
-        self.shared.post(Work::Send { message, invalidate, solicited: false })
+        self.shared.post(Work::Send { message, invalidate, solicited })
     }
 }
 
@@ -301,11 +312,15 @@ impl Connection for SoftConnection {
     }
 
     fn send(&self, message: Bytes) -> Completion {
-        self.post_send(message, None)
+        self.post_send(message, None, false)
     }
 
     fn send_invalidate(&self, message: Bytes, stag: Stag) -> Completion {
-        self.post_send(message, Some(stag))
+        self.post_send(message, Some(stag), false)
+    }
+
+    fn send_solicited(&self, message: Bytes, invalidate: Option<Stag>) -> Completion {
+        self.post_send(message, invalidate, true)
     }
 
     fn receive(&self) -> Completion<Received> {

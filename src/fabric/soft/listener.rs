@@ -1,9 +1,11 @@
 //! Listening: peers are read in parallel, so that a slow or malformed one delays nobody.
 
 use std::collections::VecDeque;
-use std::io;
+use std::future::poll_fn;
+use std::io::{self, IoSliceMut};
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::task::Context;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -12,7 +14,7 @@ use tokio::sync::{Mutex, mpsc};
 use tokio::task::{AbortHandle, JoinHandle, JoinSet};
 use tokio::time::timeout;
 
-use super::{MAX_PRIVATE_DATA, SoftFabric, establish};
+use super::{MAX_PRIVATE_DATA, Socket, SoftFabric, establish};
 use crate::fabric::{BoxFuture, ConnectOptions, ConnectRequest, Connection, FabricError, Listener, Pd};
 use crate::iwarp::mpa::{self, FrameKind, StartFrame};
 use crate::iwarp::negotiate;
@@ -23,7 +25,7 @@ const PAUSE: Duration = Duration::from_millis(100);
 /// A listening socket and the task that serves it.
 pub(super) struct SoftListener {
     address: SocketAddr,
-    requests: Mutex<mpsc::Receiver<SoftRequest>>,
+    requests: Mutex<mpsc::Receiver<SoftRequest<TcpStream>>>,
     task: JoinHandle<()>,
 }
 
@@ -57,7 +59,7 @@ impl Listener for SoftListener {
 }
 
 /// Accepts for as long as the listener lives. Dropping it drops the half-open ones.
-async fn serve(fabric: SoftFabric, listener: TcpListener, requests: mpsc::Sender<SoftRequest>) {
+async fn serve(fabric: SoftFabric, listener: TcpListener, requests: mpsc::Sender<SoftRequest<TcpStream>>) {
     let mut half_open = JoinSet::new();
     let mut oldest_first: VecDeque<AbortHandle> = VecDeque::new();
     loop {
@@ -94,81 +96,79 @@ async fn serve(fabric: SoftFabric, listener: TcpListener, requests: mpsc::Sender
     }
 }
 
-/// Reads a peer's Request, of which `first` was read already. `None`: it asks for what we do not do, and was told so.
-pub(super) async fn read_request(
+/// Reads a peer's Request, of which `read_ahead` has been read already, with whatever is behind it. `None`: it asks for
+/// what we do not do, and was told so.
+pub(super) async fn read_request<S: Socket>(
     fabric: SoftFabric,
-    stream: TcpStream,
+    mut socket: S,
     peer: SocketAddr,
-    first: &[u8],
-) -> io::Result<Option<SoftRequest>> {
+    read_ahead: &[u8],
+) -> io::Result<Option<SoftRequest<S>>> {
     let invalid = |error| io::Error::new(io::ErrorKind::InvalidData, error);
-    let mut bytes = [0; mpa::HEADER + mpa::MAX_PRIVATE_DATA];
-    let mut length = first.len().min(bytes.len());
-    bytes[..length].copy_from_slice(&first[..length]);
+    let mut bytes = read_ahead.to_vec();
     let (frame, used) = loop {
-        if let Some(decoded) = StartFrame::decode(FrameKind::Request, &bytes[..length]).map_err(invalid)? {
+        if let Some(decoded) = StartFrame::decode(FrameKind::Request, &bytes).map_err(invalid)? {
             break decoded;
         }
-        // An unfinished frame is shorter than the buffer, so this asks for at least one byte.
-        stream.readable().await?;
-        match stream.try_read(&mut bytes[length..]) {
-            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
-            Ok(count) => length += count,
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            Err(error) => return Err(error),
+        // An unfinished frame is shorter than this, so the buffer has room.
+        let mut more = [0; mpa::HEADER + mpa::MAX_PRIVATE_DATA];
+        let read = |context: &mut Context<'_>| socket.poll_read(context, &mut [IoSliceMut::new(&mut more)]);
+        match poll_fn(read).await? {
+            0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+            count => bytes.extend_from_slice(&more[..count]),
         }
     };
-    // Nothing follows a Request before its Reply; more than the longest one has is an error that the machine will find.
-    let first = [&bytes[used..length], first.get(length..).unwrap_or_default()].concat().into();
-    let request = SoftRequest { fabric, stream: Some(stream), peer, frame, first };
+    let first = Bytes::from(bytes.split_off(used));
+    let request = SoftRequest { fabric, socket: Some(socket), peer, frame, first };
     if request.frame.markers {
-        tracing::warn!(%peer, "it asks for MPA markers, which are not implemented");
-        request.reject_with(Bytes::new()).map_err(io::Error::other)?;
+        tracing::warn!(%peer, "{NO_MARKERS}");
+        request.reject_with(Bytes::from_static(NO_MARKERS.as_bytes())).map_err(io::Error::other)?;
         return Ok(None);
     }
     Ok(Some(request))
 }
 
+/// What a peer that asks for markers is told (RFC 5044, section 4.3 leaves no other way than to refuse).
+const NO_MARKERS: &str = "MPA markers are not implemented";
+
 /// A peer whose Request has come.
-pub(super) struct SoftRequest {
+pub(super) struct SoftRequest<S: Socket> {
     fabric: SoftFabric,
     /// Taken when it is answered.
-    stream: Option<TcpStream>,
+    socket: Option<S>,
     peer: SocketAddr,
     frame: StartFrame,
     first: Bytes,
 }
 
-impl SoftRequest {
+impl<S: Socket> SoftRequest<S> {
     /// Sends the Reply that refuses. It fits into the empty buffer of a new socket, so there is nothing to wait for;
     /// and since the peer sends nothing before it has the Reply, closing does not reset the connection.
     fn reject_with(mut self, private_data: Bytes) -> Result<(), FabricError> {
-        let Some(stream) = self.stream.take() else { return Ok(()) };
-        refuse(&stream, &self.frame, private_data)
+        let Some(mut socket) = self.socket.take() else { return Ok(()) };
+        refuse(&mut socket, &self.frame, private_data)
     }
 }
 
-fn refuse(stream: &TcpStream, request: &StartFrame, private_data: Bytes) -> Result<(), FabricError> {
+fn refuse(socket: &mut impl Socket, request: &StartFrame, private_data: Bytes) -> Result<(), FabricError> {
     let mut reply = Vec::new();
     negotiate::reject(request, private_data)
         .encode(&mut reply)
         .map_err(|error| FabricError::Invalid(error.to_string()))?;
-    // A socket's writability is only known once it was asked for; the system call itself knows.
-    let sent =
-        socket2::SockRef::from(stream).send(&reply).map_err(|error| FabricError::io("reject", error))?;
+    let sent = socket.try_send(&reply).map_err(|error| FabricError::io("reject", error))?;
     if sent == reply.len() { Ok(()) } else { Err(FabricError::Closed) }
 }
 
-impl Drop for SoftRequest {
+impl<S: Socket> Drop for SoftRequest<S> {
     fn drop(&mut self) {
-        if let Some(stream) = self.stream.take() {
+        if let Some(mut socket) = self.socket.take() {
             // The peer may be gone, which is as good as telling it.
-            let _ = refuse(&stream, &self.frame, Bytes::new());
+            let _ = refuse(&mut socket, &self.frame, Bytes::new());
         }
     }
 }
 
-impl ConnectRequest for SoftRequest {
+impl<S: Socket> ConnectRequest for SoftRequest<S> {
     fn peer_addr(&self) -> SocketAddr {
         self.peer
     }
@@ -185,9 +185,9 @@ impl ConnectRequest for SoftRequest {
         let domain = self.fabric.domain(pd);
         Box::pin(async move {
             let domain = domain?;
-            let Some(stream) = self.stream.take() else { return Err(FabricError::Closed) };
+            let Some(socket) = self.socket.take() else { return Err(FabricError::Closed) };
             let (frame, first) = (self.frame.clone(), self.first.clone());
-            establish::accept(&self.fabric.0.options, domain, stream, frame, &first, options).await
+            establish::accept(&self.fabric.0.options, domain, socket, frame, &first, options).await
         })
     }
 

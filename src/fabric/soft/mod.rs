@@ -20,11 +20,11 @@ use super::{
     PdOps, Region,
 };
 pub use crate::iwarp::mpa::Revision;
+use socket::Socket;
 
 mod driver;
 mod establish;
 mod handle;
-mod input;
 mod listener;
 mod over_tcp;
 mod region;

@@ -1,18 +1,23 @@
 //! Registered memory: who may reach which bytes.
 //!
-//! A region's memory sits behind a lock that is held for one segment at a time. Deregistering takes the memory out
-//! from behind it, so no segment, not even one of a message that has half arrived, can touch it afterwards.
+//! A region's memory sits behind a lock that is held for one segment at a time, or for one system call that reads into
+//! it or sends from it: so payload goes between socket and region without a copy, peers that write what others read
+//! race with nobody, and all of it is safe Rust. Deregistering takes the memory out from behind the lock, so no segment,
+//! not even one of a message that has half arrived, can touch it afterwards.
 
 use std::any::Any;
 use std::collections::HashMap;
 use std::fs::File;
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use parking_lot::{ArcRwLockReadGuard, RawRwLock, RwLock, RwLockWriteGuard};
 
 use crate::fabric::{Access, FabricError, RegionOps};
 use crate::iwarp::Stag;
-use crate::iwarp::memory::{Denied, Memory, Reach, locate};
+use crate::iwarp::memory::{Denied, FileRange, Lent, Memory, Reach, locate};
 
 /// The regions of a fabric, by the index in their STag.
 pub(super) struct Table {
@@ -29,14 +34,8 @@ struct Entry {
     /// nothing.
     valid: AtomicBool,
     /// The bytes; empty where they are a file's.
-    memory: RwLock<Vec<u8>>,
+    memory: Arc<RwLock<Vec<u8>>>,
     file: Option<FileRange>,
-}
-
-/// Where in which file a region's bytes are.
-struct FileRange {
-    file: Arc<File>,
-    offset: u64,
 }
 
 impl Entry {
@@ -44,19 +43,14 @@ impl Entry {
         self.valid.load(Ordering::Acquire)
     }
 
-    fn read(&self) -> Result<RwLockReadGuard<'_, Vec<u8>>, Denied> {
-        let memory = self.memory.read().unwrap_or_else(PoisonError::into_inner);
-        if self.is_valid() { Ok(memory) } else { Err(Denied::InvalidStag) }
-    }
-
     fn write(&self) -> Result<RwLockWriteGuard<'_, Vec<u8>>, Denied> {
-        let memory = self.memory.write().unwrap_or_else(PoisonError::into_inner);
+        let memory = self.memory.write();
         if self.is_valid() { Ok(memory) } else { Err(Denied::InvalidStag) }
     }
 
     /// Ends all access, and returns once nothing is under way.
     fn invalidate(&self) -> RwLockWriteGuard<'_, Vec<u8>> {
-        let memory = self.memory.write().unwrap_or_else(PoisonError::into_inner);
+        let memory = self.memory.write();
         self.valid.store(false, Ordering::Release);
         memory
     }
@@ -115,8 +109,8 @@ impl SoftRegion {
         }
         let length = u32::try_from(length)
             .map_err(|_| FabricError::Invalid(format!("a region of {length} bytes is too long")))?;
-        let range = FileRange { file, offset };
-        Self::insert(table, domain, Access::REMOTE_READ, length as usize, Vec::new(), Some(range))
+        let range = FileRange { file, offset, length: length as usize };
+        Self::insert(table, domain, Access::REMOTE_READ, range.length, Vec::new(), Some(range))
     }
 
     fn insert(
@@ -140,7 +134,7 @@ impl SoftRegion {
                 break stag;
             }
         };
-        let (valid, memory) = (AtomicBool::new(true), RwLock::new(bytes));
+        let (valid, memory) = (AtomicBool::new(true), Arc::new(RwLock::new(bytes)));
         let entry = Arc::new(Entry { stag, domain, access, length, valid, memory, file });
         entries.insert(index(stag), entry.clone());
         drop(entries);
@@ -193,7 +187,10 @@ impl RegionOps for SoftRegion {
     }
 
     fn copy_out(&self, offset: usize, bytes: &mut [u8]) -> Result<(), FabricError> {
-        let memory = self.entry.read().map_err(|denied| FabricError::Invalid(denied.to_string()))?;
+        let memory = self.entry.memory.read();
+        if !self.entry.is_valid() {
+            return Err(FabricError::Invalid(Denied::InvalidStag.to_string()));
+        }
         bytes.copy_from_slice(&memory[local(memory.len(), offset, bytes.len())?]);
         Ok(())
     }
@@ -218,6 +215,24 @@ impl Drop for SoftRegion {
     }
 }
 
+/// A region's bytes on their way out. The region can be neither written nor deregistered meanwhile, so this lives for
+/// the length of one system call.
+pub(super) enum Lease {
+    /// In the region.
+    Held { memory: ArcRwLockReadGuard<RawRwLock, Vec<u8>>, range: Range<usize>, _token: Arc<()> },
+    /// Read from a file.
+    Read(Vec<u8>),
+}
+
+impl AsRef<[u8]> for Lease {
+    fn as_ref(&self) -> &[u8] {
+        match self {
+            Self::Held { memory, range, .. } => &memory[range.clone()],
+            Self::Read(bytes) => bytes,
+        }
+    }
+}
+
 /// The memory that one connection may touch: its protection domain's.
 pub(super) struct DomainMemory {
     table: Arc<Table>,
@@ -226,11 +241,18 @@ pub(super) struct DomainMemory {
     /// would be the dearest part of it.
     sink: Option<Arc<Entry>>,
     source: Option<Arc<Entry>>,
+    /// Shared with every lease of memory, to know whether there is one.
+    token: Arc<()>,
 }
 
 impl DomainMemory {
     pub(super) fn new(table: Arc<Table>, domain: u64) -> Self {
-        Self { table, domain, sink: None, source: None }
+        Self { table, domain, sink: None, source: None, token: Arc::new(()) }
+    }
+
+    /// Lets go of regions that are at hand, so that an idle connection keeps no memory of theirs.
+    pub(super) fn forget(&mut self) {
+        (self.sink, self.source) = (None, None);
     }
 }
 
@@ -249,7 +271,16 @@ fn entry<'a>(
 }
 
 impl Memory for DomainMemory {
-    fn place(&mut self, reach: Reach, stag: Stag, to: u64, payload: &[u8]) -> Result<(), Denied> {
+    type Lease = Lease;
+
+    fn sink(
+        &mut self,
+        reach: Reach,
+        stag: Stag,
+        to: u64,
+        length: usize,
+        fill: &mut dyn FnMut(&mut [u8]),
+    ) -> Result<(), Denied> {
         let entry = entry(&mut self.sink, &self.table, self.domain, stag)?;
         let mut memory = entry.write()?;
         let allowed = match reach {
@@ -259,8 +290,8 @@ impl Memory for DomainMemory {
         if !allowed {
             return Err(Denied::Access);
         }
-        let range = locate(0, memory.len(), to, payload.len())?;
-        memory[range].copy_from_slice(payload);
+        let range = locate(0, memory.len(), to, length)?;
+        fill(&mut memory[range]);
         Ok(())
     }
 
@@ -281,26 +312,37 @@ impl Memory for DomainMemory {
         stag: Stag,
         to: u64,
         length: usize,
-        out: &mut Vec<u8>,
-    ) -> Result<(), Denied> {
+        inspect: bool,
+    ) -> Result<Option<Lent<Lease>>, Denied> {
         let entry = entry(&mut self.source, &self.table, self.domain, stag)?;
-        let memory = entry.read()?;
+        // With one region locked already, waiting for another's lock could be waiting in a circle.
+        let memory = match entry.memory.try_read_arc() {
+            Some(memory) => memory,
+            None if Arc::strong_count(&self.token) == 1 => entry.memory.read_arc(),
+            None => return Ok(None),
+        };
+        if !entry.is_valid() {
+            return Err(Denied::InvalidStag);
+        }
         if reach == Reach::Remote && !entry.access.remote_read {
             return Err(Denied::Access);
         }
         let range = locate(0, entry.length, to, length)?;
-        let Some(FileRange { file, offset }) = &entry.file else {
-            out.extend_from_slice(&memory[range]);
-            return Ok(());
+        let Some(FileRange { file, offset, .. }) = &entry.file else {
+            return Ok(Some(Lent::Bytes(Lease::Held { memory, range, _token: self.token.clone() })));
         };
-        let start = out.len();
-        out.resize(start + length, 0);
         // Both are within a file's size, so their sum is in range.
-        file.read_exact_at(&mut out[start..], offset + range.start as u64).map_err(|error| {
-            tracing::warn!(%error, "a registered file cannot be read");
-            out.truncate(start);
-            Denied::Unreadable
-        })
+        let offset = offset + range.start as u64;
+        if inspect {
+            let mut bytes = vec![0; length];
+            file.read_exact_at(&mut bytes, offset).map_err(unreadable)?;
+            return Ok(Some(Lent::Bytes(Lease::Read(bytes))));
+        }
+        let size = file.metadata().map_err(unreadable)?.len();
+        if size < offset + length as u64 {
+            return Err(unreadable(std::io::ErrorKind::UnexpectedEof.into()));
+        }
+        Ok(Some(Lent::File(FileRange { file: file.clone(), offset, length })))
     }
 
     fn invalidate(&mut self, stag: Stag) -> Result<(), Denied> {
@@ -315,4 +357,9 @@ impl Memory for DomainMemory {
         drop(entry.invalidate());
         Ok(())
     }
+}
+
+fn unreadable(error: std::io::Error) -> Denied {
+    tracing::warn!(%error, "a registered file cannot be read");
+    Denied::Unreadable
 }

@@ -1,28 +1,138 @@
-//! What the kernel is told about a connection's socket.
+//! What a connection asks of its socket, and how tokio's TCP does it.
 
-use std::io;
+use std::io::{self, IoSlice, IoSliceMut};
+use std::net::{Shutdown, SocketAddr};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use nix::sys::socket::{setsockopt, sockopt};
+use nix::libc;
+use nix::sys::sendfile::sendfile64;
+use nix::sys::socket::{getsockopt, setsockopt, sockopt};
+use socket2::SockRef;
+use tokio::io::Interest;
 use tokio::net::TcpStream;
 
-/// Sets a socket up: segments leave at once, and a peer that has vanished is noticed within `peer_timeout`.
-pub(super) fn prepare(stream: &TcpStream, peer_timeout: Duration) -> io::Result<()> {
-    const PROBES: u32 = 4;
-    stream.set_nodelay(true)?;
-    let seconds = u32::try_from(peer_timeout.as_secs()).unwrap_or(u32::MAX);
-    let interval = (seconds / (PROBES + 1)).clamp(1, 32767);
-    setsockopt(stream, sockopt::KeepAlive, &true)?;
-    setsockopt(stream, sockopt::TcpKeepIdle, &interval)?;
-    setsockopt(stream, sockopt::TcpKeepInterval, &interval)?;
-    setsockopt(stream, sockopt::TcpKeepCount, &PROBES)?;
-    let milliseconds = u32::try_from(peer_timeout.as_millis()).unwrap_or(u32::MAX);
-    setsockopt(stream, sockopt::TcpUserTimeout, &milliseconds)?;
-    Ok(())
+use crate::iwarp::memory::FileRange;
+
+/// An ordered stream of bytes. `Pending` always means that the task is woken when it is worth trying again.
+pub(super) trait Socket: Send + 'static {
+    /// Sets it up: segments leave at once, and a peer that has vanished is noticed within `peer_timeout`.
+    fn prepare(&self, peer_timeout: Duration) -> io::Result<()>;
+
+    /// Our address.
+    fn local_addr(&self) -> io::Result<SocketAddr>;
+
+    /// The peer's address.
+    fn peer_addr(&self) -> io::Result<SocketAddr>;
+
+    /// The longest segment that the path takes now; it changes while a connection lives.
+    fn emss(&self) -> Option<usize>;
+
+    /// Reads into the buffers, one after the other. 0 is the end of the stream.
+    fn poll_read(
+        &mut self,
+        context: &mut Context<'_>,
+        buffers: &mut [IoSliceMut<'_>],
+    ) -> Poll<io::Result<usize>>;
+
+    /// Writes the pieces, one after the other, as far as they go. `more` follows at once.
+    fn poll_write(
+        &mut self,
+        context: &mut Context<'_>,
+        pieces: &[IoSlice<'_>],
+        more: bool,
+    ) -> Poll<io::Result<usize>>;
+
+    /// Sends a part of a file, as far as it goes. 0: the file is shorter than that.
+    fn poll_send_file(&mut self, context: &mut Context<'_>, range: &FileRange) -> Poll<io::Result<usize>>;
+
+    /// Sends without waiting, as far as there is room.
+    fn try_send(&mut self, bytes: &[u8]) -> io::Result<usize>;
+
+    /// Ends our direction of the stream.
+    fn shut_down(&mut self);
 }
 
-/// The longest segment that the path takes now; it changes while a connection lives.
-pub(super) fn emss(stream: &TcpStream) -> Option<usize> {
-    let mss = nix::sys::socket::getsockopt(stream, sockopt::TcpMaxSeg).ok()?;
-    usize::try_from(mss).ok()
+impl Socket for TcpStream {
+    fn prepare(&self, peer_timeout: Duration) -> io::Result<()> {
+        const PROBES: u32 = 4;
+        self.set_nodelay(true)?;
+        let seconds = u32::try_from(peer_timeout.as_secs()).unwrap_or(u32::MAX);
+        let interval = (seconds / (PROBES + 1)).clamp(1, 32767);
+        setsockopt(self, sockopt::KeepAlive, &true)?;
+        setsockopt(self, sockopt::TcpKeepIdle, &interval)?;
+        setsockopt(self, sockopt::TcpKeepInterval, &interval)?;
+        setsockopt(self, sockopt::TcpKeepCount, &PROBES)?;
+        let milliseconds = u32::try_from(peer_timeout.as_millis()).unwrap_or(u32::MAX);
+        setsockopt(self, sockopt::TcpUserTimeout, &milliseconds)?;
+        Ok(())
+    }
+
+    fn local_addr(&self) -> io::Result<SocketAddr> {
+        TcpStream::local_addr(self)
+    }
+
+    fn peer_addr(&self) -> io::Result<SocketAddr> {
+        TcpStream::peer_addr(self)
+    }
+
+    fn emss(&self) -> Option<usize> {
+        let mss = getsockopt(self, sockopt::TcpMaxSeg).ok()?;
+        usize::try_from(mss).ok()
+    }
+
+    fn poll_read(
+        &mut self,
+        context: &mut Context<'_>,
+        buffers: &mut [IoSliceMut<'_>],
+    ) -> Poll<io::Result<usize>> {
+        loop {
+            ready!(self.poll_read_ready(context))?;
+            match self.try_read_vectored(buffers) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                result => return Poll::Ready(result),
+            }
+        }
+    }
+
+    fn poll_write(
+        &mut self,
+        context: &mut Context<'_>,
+        pieces: &[IoSlice<'_>],
+        more: bool,
+    ) -> Poll<io::Result<usize>> {
+        let flags = if more { libc::MSG_NOSIGNAL | libc::MSG_MORE } else { libc::MSG_NOSIGNAL };
+        loop {
+            ready!(self.poll_write_ready(context))?;
+            let send = || SockRef::from(&*self).send_vectored_with_flags(pieces, flags);
+            match self.try_io(Interest::WRITABLE, send) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                result => return Poll::Ready(result),
+            }
+        }
+    }
+
+    fn poll_send_file(&mut self, context: &mut Context<'_>, range: &FileRange) -> Poll<io::Result<usize>> {
+        let at = i64::try_from(range.offset).map_err(|_| io::Error::from(io::ErrorKind::FileTooLarge))?;
+        loop {
+            ready!(self.poll_write_ready(context))?;
+            let mut at = at;
+            let send =
+                || sendfile64(&*self, &*range.file, Some(&mut at), range.length).map_err(io::Error::from);
+            match self.try_io(Interest::WRITABLE, send) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                result => return Poll::Ready(result),
+            }
+        }
+    }
+
+    fn try_send(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        // A socket's writability is only known once it was asked for; the system call itself knows.
+        SockRef::from(&*self).send_with_flags(bytes, libc::MSG_NOSIGNAL)
+    }
+
+    fn shut_down(&mut self) {
+        // The socket may be dead already; the reading side tells.
+        let _ = SockRef::from(&*self).shutdown(Shutdown::Write);
+    }
 }

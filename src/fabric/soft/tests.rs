@@ -370,3 +370,89 @@ async fn a_stream_that_is_there_becomes_a_connection() {
     assert!(source.copy_in(2, b"abc").is_err());
     assert!(sink.copy_out(usize::MAX, &mut out).is_err());
 }
+
+/// A connection that has talked some other protocol before, up to the same place on both sides.
+#[tokio::test]
+async fn mpa_delayed_start_keeps_buffered_bytes() {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::{TcpListener, TcpStream};
+    // How much of what follows the switch either side has read already: nothing, some, and more than one frame.
+    for (ahead_of_request, streaming) in [(0, 1), (1, 70_000), (19, 3), (24, 5), (usize::MAX, 100)] {
+        let fabric = SoftFabric::default();
+        let pd = fabric.allocate_pd().unwrap();
+        let listener = TcpListener::bind(loopback()).await.unwrap();
+        let mut ours = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (mut theirs, _) = listener.accept().await.unwrap();
+        // Streaming mode: any number of bytes, both ways at once.
+        let chatter = pattern(streaming);
+        let (mut seen_a, mut seen_b) = (vec![0; streaming], vec![0; streaming]);
+        soon(async {
+            let (mut read_a, mut write_a) = ours.split();
+            let (mut read_b, mut write_b) = theirs.split();
+            tokio::try_join!(
+                async { write_a.write_all(&chatter).await },
+                async { write_b.write_all(&chatter).await },
+                async { read_a.read_exact(&mut seen_a).await.map(drop) },
+                async { read_b.read_exact(&mut seen_b).await.map(drop) },
+            )
+        })
+        .await
+        .unwrap();
+        assert_eq!((&seen_a, &seen_b), (&chatter, &chatter));
+        let over = fabric.over_tcp().unwrap();
+        let initiate = over.connect_over(ours, Bytes::new(), &pd, ConnectOptions::default());
+        let respond = async {
+            let wanted = ahead_of_request.min(24);
+            let mut read_ahead = vec![0; wanted];
+            theirs.read_exact(&mut read_ahead).await.unwrap();
+            over.accept_over(theirs, read_ahead.into(), &pd, ConnectOptions::default()).await
+        };
+        let (a, b) = soon(async { tokio::join!(initiate, respond) }).await;
+        let (a, b) = (a.unwrap(), b.unwrap());
+        a.send(Bytes::from_static(b"first")).await.unwrap();
+        assert_eq!(soon(b.receive()).await.unwrap().message, "first");
+        b.send(Bytes::from_static(b"second")).await.unwrap();
+        assert_eq!(soon(a.receive()).await.unwrap().message, "second");
+    }
+}
+
+/// The initiator too may have read ahead: the Reply, and the first FPDUs behind it.
+#[tokio::test]
+async fn mpa_delayed_start_of_an_initiator_that_read_ahead() {
+    use crate::iwarp::golden::{self, hex};
+    use tokio::io::AsyncWriteExt;
+    for ahead in [1, 20, 24, 30, 52] {
+        let fabric = SoftFabric::default();
+        let pd = fabric.allocate_pd().unwrap();
+        let listener = tokio::net::TcpListener::bind(loopback()).await.unwrap();
+        let stream = tokio::net::TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (mut peer, _) = listener.accept().await.unwrap();
+        let mut bytes = hex(golden::REPLY_V2);
+        bytes.extend(hex(golden::SEND));
+        let (read_ahead, later) = bytes.split_at(ahead);
+        peer.write_all(later).await.unwrap();
+        let connection = soon(fabric.over_tcp().unwrap().connect_over(
+            stream,
+            Bytes::copy_from_slice(read_ahead),
+            &pd,
+            ConnectOptions::default(),
+        ))
+        .await
+        .unwrap();
+        assert_eq!(soon(connection.receive()).await.unwrap().message, "ping");
+    }
+}
+
+#[tokio::test]
+async fn rdmap_solicited_event_signalled() {
+    let (a, b) = default_pair().await;
+    let sink = b.region(vec![0; 10], Access::REMOTE_WRITE);
+    soon(a.connection.send_solicited(Bytes::from_static(b"se"), None)).await.unwrap();
+    let received = soon(b.connection.receive()).await.unwrap();
+    assert_eq!((received.solicited, received.invalidated), (true, None));
+    soon(a.connection.send_solicited(Bytes::from_static(b"both"), Some(sink.stag()))).await.unwrap();
+    let received = soon(b.connection.receive()).await.unwrap();
+    assert_eq!((received.solicited, received.invalidated), (true, Some(sink.stag())));
+    soon(a.connection.send(Bytes::new())).await.unwrap();
+    assert!(!soon(b.connection.receive()).await.unwrap().solicited);
+}

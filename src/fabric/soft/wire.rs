@@ -1,37 +1,67 @@
 //! A state machine on its socket: bytes in, bytes out, nothing waited for but readiness.
+//!
+//! Reading. All connections of a thread share one large buffer, since what is read is handled at once: an idle
+//! connection owns none. A tagged payload that is under way is read straight into its region; only what follows it goes
+//! to the buffer. Writing. Payloads are sent from their regions, by one system call for many FPDUs; what the socket
+//! does not take at once is copied, so that no region stays locked while anything waits.
 
-use std::io;
+use std::cell::RefCell;
+use std::io::{self, IoSliceMut};
+use std::ops::ControlFlow;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
-use tokio::io::Interest;
-use tokio::net::TcpStream;
-use tokio::time::Instant;
-
-use super::input::{Arrival, Input};
-use super::region::DomainMemory;
-use super::{SegmentSize, socket};
+use super::region::{DomainMemory, Lease};
+use super::{SegmentSize, Socket};
 use crate::fabric::FabricError;
-use crate::iwarp::connection::{CloseReason, Connection, Event};
-use crate::iwarp::fpdu;
+use crate::iwarp::connection::{CloseReason, Connection, Event, Front, Output};
+use crate::iwarp::fpdu::{self, Fpdu};
 
 /// Bytes that are made before they are written: many FPDUs for one system call.
 const WRITE: usize = 256 << 10;
 
-/// Writes in a row before reading has its turn, so that two peers that send to each other both receive.
-const WRITES_IN_A_ROW: usize = 4;
+/// Bytes that are written before reading has its turn, so that two peers that send to each other both receive.
+const WRITE_IN_A_ROW: usize = 4 * WRITE;
+
+/// Pieces of one system call (UIO_MAXIOV).
+const PIECES: usize = 1024;
+
+/// Bytes of a read at most: many FPDUs for one system call, and still in the processor's cache when they are checked
+/// and copied.
+const READ: usize = 256 << 10;
+
+/// Less of a payload is not worth a system call of its own.
+const DIRECT: usize = 2048;
+
+/// While payloads of this size and more come in, what follows one is read only as far as the next one's header goes.
+const LARGE: usize = 16 << 10;
+const NEXT_HEADER: usize = 64;
+
+/// The path's segment size is asked for once in as many writes.
+const WRITES_PER_EMSS: u32 = 16;
 
 /// How long the last bytes may take to leave, and the peer to close, once a connection is over.
 const LINGER: Duration = Duration::from_secs(2);
 
-/// A connection's state machine with its socket, memory and buffers.
-pub(super) struct Wire {
-    pub(super) stream: TcpStream,
+/// A buffer larger than this is freed when there is nothing in it.
+const KEPT: usize = 1024;
+
+thread_local! {
+    static BUFFER: RefCell<Vec<u8>> = RefCell::new(vec![0; READ]);
+}
+
+/// A connection's state machine with its socket and memory.
+pub(super) struct Wire<S> {
+    pub(super) socket: S,
     pub(super) connection: Connection,
     memory: DomainMemory,
     segment_size: SegmentSize,
-    input: Input,
-    output: Vec<u8>,
-    written: usize,
+    /// Bytes that have arrived and are not handled.
+    rest: Vec<u8>,
+    /// Whether `rest` may have something that can be handled.
+    fresh: bool,
+    output: Output<Lease>,
+    writes: u32,
     ended: bool,
 }
 
@@ -40,143 +70,301 @@ pub(super) struct Wire {
 pub(super) enum Progress {
     /// Yes: ask again.
     Some,
-    /// No: wait.
+    /// No: the task is woken when there is more to do.
     None,
 }
 
-impl Wire {
+/// Who is told what happened.
+pub(super) trait Handler {
+    /// How many messages may arrive.
+    fn receives(&self) -> usize;
+
+    /// Takes an event. `Break`: no further one for now; bytes that are not handled are kept.
+    fn handle(&mut self, event: Event) -> ControlFlow<()>;
+}
+
+/// Tells nobody.
+struct Nobody;
+
+impl Handler for Nobody {
+    fn receives(&self) -> usize {
+        0
+    }
+
+    fn handle(&mut self, _: Event) -> ControlFlow<()> {
+        ControlFlow::Continue(())
+    }
+}
+
+/// What a read brought.
+enum Arrival {
+    /// This many bytes in the buffer, beyond those that went to their place.
+    Bytes(usize),
+    End,
+    Nothing,
+}
+
+impl<S: Socket> Wire<S> {
     pub(super) fn new(
-        stream: TcpStream,
+        socket: S,
         connection: Connection,
         memory: DomainMemory,
         segment_size: SegmentSize,
         first: &[u8],
     ) -> Self {
-        let input = Input::new(first);
-        Self { stream, connection, memory, segment_size, input, output: Vec::new(), written: 0, ended: false }
+        Self {
+            socket,
+            connection,
+            memory,
+            segment_size,
+            rest: first.to_vec(),
+            fresh: true,
+            output: Output::default(),
+            writes: 0,
+            ended: false,
+        }
     }
 
     /// Writes what there is to send, as far as the socket takes it.
-    pub(super) fn write(&mut self) -> Result<Progress, FabricError> {
+    pub(super) fn poll_write(&mut self, context: &mut Context<'_>) -> Result<Progress, FabricError> {
+        let mut left = WRITE_IN_A_ROW;
         let mut progress = Progress::None;
-        for _ in 0..WRITES_IN_A_ROW {
-            if self.written == self.output.len() {
-                self.output.clear();
-                self.written = 0;
-                let emss = match self.segment_size {
-                    SegmentSize::Emss => socket::emss(&self.stream),
-                    SegmentSize::Large => Some(fpdu::MAX_ULPDU_SENT + 64),
-                };
-                if let Some(emss) = emss {
-                    self.connection.set_emss(emss);
-                }
-                self.connection.poll_transmit(&mut self.output, WRITE, &mut self.memory);
-                if self.output.is_empty() {
-                    return Ok(progress);
-                }
+        while left > 0 {
+            if self.output.is_empty() {
+                self.make();
             }
-            match self.stream.try_write(&self.output[self.written..]) {
-                Ok(count) => {
-                    self.written += count;
+            let sent = match self.output.front(PIECES) {
+                Front::Empty => break,
+                Front::Memory(pieces, more) => self.socket.poll_write(context, &pieces, more),
+                Front::File(range) => match self.socket.poll_send_file(context, range) {
+                    // An FPDU cannot be taken back: the stream ends here, in the middle of it.
+                    Poll::Ready(Ok(0)) => Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into())),
+                    sent => sent,
+                },
+            };
+            match sent {
+                Poll::Ready(Ok(count)) => {
+                    self.output.advance(count);
                     self.connection.handle_transmitted(count);
                     progress = Progress::Some;
+                    left = left.saturating_sub(count);
                 }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(progress),
-                Err(error) => return Err(FabricError::io("send", error)),
+                Poll::Pending => break,
+                Poll::Ready(Err(error)) => {
+                    self.output.release();
+                    return Err(FabricError::io("send", error));
+                }
             }
+        }
+        self.output.release();
+        Ok(progress)
+    }
+
+    /// Asks the state machine for more to send.
+    fn make(&mut self) {
+        if self.writes.is_multiple_of(WRITES_PER_EMSS) {
+            let emss = match self.segment_size {
+                SegmentSize::Emss => self.socket.emss(),
+                SegmentSize::Large => Some(fpdu::MAX_ULPDU_SENT + 64),
+            };
+            if let Some(emss) = emss {
+                self.connection.set_emss(emss);
+            }
+        }
+        self.connection.poll_transmit(&mut self.output, WRITE, &mut self.memory);
+        self.writes = self.writes.wrapping_add(u32::from(!self.output.is_empty()));
+    }
+
+    /// Reads once, and handles what is there.
+    pub(super) fn poll_read(
+        &mut self,
+        context: &mut Context<'_>,
+        handler: &mut impl Handler,
+    ) -> Result<Progress, FabricError> {
+        let mut progress = Progress::None;
+        // What happened while writing comes first, and what was left when the handler had enough.
+        let stopped = if std::mem::take(&mut self.fresh) {
+            self.handle_rest(handler, &mut progress)
+        } else {
+            self.handle(&[], handler, &mut progress).1
+        };
+        if stopped.is_continue() && !self.ended {
+            self.read(context, handler, &mut progress)?;
+        }
+        if self.ended && !self.fresh {
+            self.connection.handle_eof(self.rest.len());
+            let (_, stopped) = self.handle(&[], handler, &mut progress);
+            self.fresh = stopped.is_break();
+        }
+        if self.rest.is_empty() && self.rest.capacity() > KEPT {
+            self.rest = Vec::new();
         }
         Ok(progress)
     }
 
-    /// Reads once.
-    pub(super) fn read(&mut self) -> Result<Progress, FabricError> {
-        if self.ended {
-            return Ok(Progress::None);
+    fn read(
+        &mut self,
+        context: &mut Context<'_>,
+        handler: &mut impl Handler,
+        progress: &mut Progress,
+    ) -> Result<(), FabricError> {
+        BUFFER.with_borrow_mut(|buffer| {
+            let arrival = match self.read_direct(context, buffer) {
+                Some(arrival) => arrival,
+                None => self.read_buffered(context, buffer),
+            };
+            let count = match arrival.map_err(|error| FabricError::io("receive", error))? {
+                Arrival::Nothing => return Ok(()),
+                Arrival::End => {
+                    self.ended = true;
+                    0
+                }
+                Arrival::Bytes(count) => count,
+            };
+            *progress = Progress::Some;
+            let arrived = &buffer[..count];
+            let mut stopped = self.handle_rest(handler, progress);
+            if !self.rest.is_empty() || stopped.is_break() {
+                self.rest.extend_from_slice(arrived);
+                if stopped.is_continue() && count > 0 {
+                    stopped = self.handle_rest(handler, progress);
+                }
+            } else {
+                let (used, now) = self.handle(arrived, handler, progress);
+                self.rest.extend_from_slice(&arrived[used..]);
+                stopped = now;
+            }
+            self.fresh = stopped.is_break();
+            Ok(())
+        })
+    }
+
+    /// Reads into the region that the next bytes belong into. `None`: there is none.
+    fn read_direct(&mut self, context: &mut Context<'_>, buffer: &mut [u8]) -> Option<io::Result<Arrival>> {
+        let Self { connection, memory, socket, .. } = self;
+        if !self.rest.is_empty() || connection.direct_room() < DIRECT {
+            return None;
         }
-        match self.input.read(&self.stream).map_err(|error| FabricError::io("receive", error))? {
-            Arrival::Bytes => Ok(Progress::Some),
-            Arrival::Nothing => Ok(Progress::None),
-            Arrival::End => {
-                self.ended = true;
-                Ok(Progress::Some)
+        let follow = if connection.direct_length() < LARGE { READ } else { NEXT_HEADER };
+        let mut arrival = Arrival::Nothing;
+        let result = connection.fill_direct(memory, |sink| {
+            let room = sink.len();
+            let buffers = &mut [IoSliceMut::new(sink), IoSliceMut::new(&mut buffer[..follow])];
+            let (count, brought) = match socket.poll_read(context, buffers)? {
+                Poll::Pending => (0, Arrival::Nothing),
+                Poll::Ready(0) => (0, Arrival::End),
+                Poll::Ready(count) => (count.min(room), Arrival::Bytes(count.saturating_sub(room))),
+            };
+            arrival = brought;
+            Ok(count)
+        })?;
+        Some(result.map(|_| arrival))
+    }
+
+    /// Reads into the buffer, but first what the FPDU lacks that has come in part.
+    fn read_buffered(&mut self, context: &mut Context<'_>, buffer: &mut [u8]) -> io::Result<Arrival> {
+        let have = self.rest.len();
+        let lacking = match Fpdu::peek_length(&self.rest) {
+            _ if have == 0 => 0,
+            Some(ulpdu) => fpdu::size(ulpdu).saturating_sub(have),
+            None => fpdu::LENGTH - have,
+        };
+        self.rest.resize(have + lacking, 0);
+        let buffers = &mut [IoSliceMut::new(&mut self.rest[have..]), IoSliceMut::new(buffer)];
+        let read = self.socket.poll_read(context, buffers);
+        let kept = match &read {
+            Poll::Ready(Ok(count)) => *count.min(&lacking),
+            _ => 0,
+        };
+        self.rest.truncate(have + kept);
+        match read {
+            Poll::Pending => Ok(Arrival::Nothing),
+            Poll::Ready(Ok(0)) => Ok(Arrival::End),
+            Poll::Ready(Ok(count)) => Ok(Arrival::Bytes(count - kept)),
+            Poll::Ready(Err(error)) => Err(error),
+        }
+    }
+
+    fn handle_rest(&mut self, handler: &mut impl Handler, progress: &mut Progress) -> ControlFlow<()> {
+        let mut rest = std::mem::take(&mut self.rest);
+        let (used, stopped) = self.handle(&rest, handler, progress);
+        rest.drain(..used);
+        self.rest = rest;
+        self.fresh = stopped.is_break();
+        stopped
+    }
+
+    /// Handles bytes and passes on what happens; how many bytes that took, and whether the handler has enough.
+    fn handle(
+        &mut self,
+        bytes: &[u8],
+        handler: &mut impl Handler,
+        progress: &mut Progress,
+    ) -> (usize, ControlFlow<()>) {
+        let mut used = 0;
+        loop {
+            while let Some(event) = self.connection.poll_event() {
+                *progress = Progress::Some;
+                if handler.handle(event).is_break() {
+                    return (used, ControlFlow::Break(()));
+                }
+            }
+            if used == bytes.len() {
+                return (used, ControlFlow::Continue(()));
+            }
+            self.connection.set_posted_receives(handler.receives());
+            let count = self.connection.handle_bytes(&bytes[used..], &mut self.memory);
+            used += count;
+            match self.connection.poll_event() {
+                Some(event) => {
+                    *progress = Progress::Some;
+                    if handler.handle(event).is_break() {
+                        return (used, ControlFlow::Break(()));
+                    }
+                }
+                None if count == 0 => return (used, ControlFlow::Continue(())),
+                // What was handled may have to be answered.
+                None => *progress = Progress::Some,
             }
         }
     }
 
-    /// What happened next, taking bytes that were read into account, while `receives` messages may arrive.
-    pub(super) fn next_event(&mut self, receives: usize) -> Option<Event> {
-        self.connection.set_posted_receives(receives);
-        let event = self.connection.poll_event();
-        if event.is_some() {
-            return event;
-        }
-        let used = self.connection.handle_bytes(self.input.pending(), &mut self.memory);
-        self.input.consume(used);
-        let event = self.connection.poll_event();
-        if event.is_none() && self.ended {
-            self.connection.handle_eof(self.input.pending().len());
-            return self.connection.poll_event();
-        }
-        event
-    }
-
-    /// Bytes that were read and not handled.
-    pub(super) fn unhandled(&self) -> usize {
-        self.input.pending().len()
+    /// Nothing is going on for now: frees what an idle connection has no use for.
+    pub(super) fn rest(&mut self) {
+        self.output.shrink(KEPT);
+        self.memory.forget();
     }
 
     /// Whether everything that will ever be sent is in the socket.
     pub(super) fn is_drained(&self) -> bool {
-        self.written == self.output.len() && self.connection.is_drained()
-    }
-
-    /// Ends our direction of the stream.
-    pub(super) fn shut_down(&self) {
-        // The socket may be dead already; the reading side tells.
-        let _ = socket2::SockRef::from(&self.stream).shutdown(std::net::Shutdown::Write);
-    }
-
-    /// Waits until reading, or writing what is left over, may go on.
-    pub(super) async fn ready(&self) -> Result<(), FabricError> {
-        let mut interest = if self.ended { None } else { Some(Interest::READABLE) };
-        if self.written < self.output.len() {
-            interest = Some(interest.map_or(Interest::WRITABLE, |i| i | Interest::WRITABLE));
-        }
-        match interest {
-            Some(interest) => match self.stream.ready(interest).await {
-                Ok(_) => Ok(()),
-                Err(error) => Err(FabricError::io("poll", error)),
-            },
-            // Neither: only work, or the clock, moves it on.
-            None => std::future::pending().await,
-        }
+        self.output.is_empty() && self.connection.is_drained()
     }
 
     /// The last act: what is still to be sent (a Terminate, answers to Reads) leaves, our direction ends, and the
     /// peer's is read to its end. Closing with unread input would make TCP reset the connection, which can overtake a
     /// Terminate.
     pub(super) async fn linger(mut self) {
-        let deadline = Instant::now() + LINGER;
-        let last = async {
-            let mut shut = false;
+        let mut shut = false;
+        let last = std::future::poll_fn(|context| {
             loop {
-                let wrote = self.write()?;
+                let (Ok(wrote), Ok(read)) = (self.poll_write(context), self.poll_read(context, &mut Nobody))
+                else {
+                    return Poll::Ready(());
+                };
                 if !shut && self.is_drained() {
-                    self.shut_down();
+                    self.socket.shut_down();
                     shut = true;
                 }
-                let read = self.read()?;
-                while self.next_event(0).is_some() {}
                 if shut && self.ended {
-                    return Ok(());
+                    return Poll::Ready(());
                 }
                 if wrote == Progress::None && read == Progress::None {
-                    self.ready().await?;
+                    return Poll::Pending;
                 }
-                tokio::task::coop::consume_budget().await;
             }
-        };
-        let _: Result<Result<(), FabricError>, _> = tokio::time::timeout_at(deadline, last).await;
+        });
+        // After this time it is the peer's loss.
+        let _ = tokio::time::timeout(LINGER, last).await;
     }
 }
 

@@ -20,8 +20,12 @@ use super::mpa::{FrameKind, StartFrame};
 use super::negotiate::{self, Config, Negotiated, NegotiationError, Rtr};
 use super::terminate::{Code, Quote, Terminate};
 
+mod direct;
+mod output;
 mod receive;
 mod transmit;
+
+pub use output::{Front, Output};
 
 #[cfg(test)]
 mod tests;
@@ -154,7 +158,7 @@ enum Phase {
 
 /// What may still be sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Output {
+enum Sending {
     /// Everything.
     Open,
     /// The peer's program has gone, but it asked for these bytes before (RFC 5041, section 6.2.1).
@@ -167,7 +171,7 @@ enum Output {
 #[derive(Debug)]
 pub struct Connection {
     phase: Phase,
-    output: Output,
+    output: Sending,
     /// The responder sends no FPDU before it has received one (RFC 5044, section 7.1.2).
     held: bool,
     closing: bool,
@@ -209,7 +213,7 @@ impl Connection {
     fn new(phase: Phase, control: Vec<u8>, receive_size: usize) -> Self {
         Self {
             phase,
-            output: Output::Open,
+            output: Sending::Open,
             held: false,
             closing: false,
             crc: false,
@@ -247,7 +251,11 @@ impl Connection {
             if let Phase::Closed | Phase::AwaitReply(_) = self.phase {
                 break;
             }
-            match self.handle_fpdu(&bytes[used..], memory) {
+            let handled = match self.receiver.direct {
+                Some(_) => self.continue_direct(&bytes[used..], memory),
+                None => self.handle_fpdu(&bytes[used..], memory),
+            };
+            match handled {
                 Ok(0) => return used,
                 Ok(fpdu) => used += fpdu,
                 Err(violation) => self.fail(violation),
@@ -270,7 +278,7 @@ impl Connection {
         };
         if reply.reject {
             self.phase = Phase::Closed;
-            self.output = Output::Ended;
+            self.output = Sending::Ended;
             self.events.push_back(Event::Rejected(reply.private_data));
             return Some(bytes.len());
         }
@@ -299,13 +307,13 @@ impl Connection {
     pub fn handle_eof(&mut self, rest: usize) {
         match self.phase {
             Phase::Closed => {}
-            Phase::Open if rest == 0 => {
+            Phase::Open if rest == 0 && self.receiver.direct.is_none() => {
                 // A message of ours that is half out would have to be finished before a response; its receiver has
                 // said that it wants no more.
                 let serve = !self.held && !self.transmitter.is_inside_work();
                 self.end(CloseReason::PeerClosed);
                 if serve && !self.receiver.reads.is_empty() {
-                    self.output = Output::ResponsesOnly;
+                    self.output = Sending::ResponsesOnly;
                 }
             }
             _ => self.end(CloseReason::Lost),
@@ -341,9 +349,9 @@ impl Connection {
             return false;
         }
         match self.output {
-            Output::Ended => true,
-            Output::ResponsesOnly => self.receiver.reads.is_empty(),
-            Output::Open => self.closing && self.transmitter.is_empty() && self.receiver.reads.is_empty(),
+            Sending::Ended => true,
+            Sending::ResponsesOnly => self.receiver.reads.is_empty(),
+            Sending::Open => self.closing && self.transmitter.is_empty() && self.receiver.reads.is_empty(),
         }
     }
 
@@ -353,7 +361,7 @@ impl Connection {
         self.queue_terminate(Terminate::new(violation.code, quote));
         self.end(CloseReason::Violation(violation));
         // Also when the peer had closed already, and only its last Reads were being answered.
-        self.output = Output::Ended;
+        self.output = Sending::Ended;
     }
 
     fn queue_terminate(&mut self, terminate: Terminate) {
@@ -368,7 +376,7 @@ impl Connection {
             return;
         }
         self.phase = Phase::Closed;
-        self.output = Output::Ended;
+        self.output = Sending::Ended;
         self.events.push_back(Event::Closed(reason));
     }
 }

@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 
 use bytes::{Bytes, BytesMut};
 
+use super::direct::Direct;
 use super::{CloseReason, Connection, Event, Message, Phase, Violation};
 use crate::iwarp::Stag;
 use crate::iwarp::ddp::{self, Header, Msn, Queue};
@@ -31,6 +32,8 @@ pub(super) struct Receiver {
     pub(super) ird: usize,
     /// Read Requests that are not answered yet.
     pub(super) reads: VecDeque<InboundRead>,
+    /// A tagged segment whose payload goes to its place as it comes.
+    pub(super) direct: Option<Direct>,
 }
 
 /// A Read Request that is being answered.
@@ -77,6 +80,7 @@ impl Receiver {
             receive_size,
             ird: 0,
             reads: VecDeque::new(),
+            direct: None,
         }
     }
 
@@ -87,11 +91,16 @@ impl Receiver {
 
     /// Messages of one form do not interleave: a tagged segment continues the tagged message that is open.
     fn continue_tagged(&mut self, opcode: Opcode, last: bool) -> Result<(), Code> {
-        match self.tagged {
-            Some(open) if open != opcode => return Err(Code::RDMAP_OPCODE),
-            _ => self.tagged = (!last).then_some(opcode),
+        if !self.may_continue(opcode) {
+            return Err(Code::RDMAP_OPCODE);
         }
+        self.tagged = (!last).then_some(opcode);
         Ok(())
+    }
+
+    /// Whether a tagged segment of this kind may come now.
+    pub(super) fn may_continue(&self, opcode: Opcode) -> bool {
+        self.tagged.is_none_or(|open| open == opcode)
     }
 
     /// Takes a segment of a Send; the whole message, if this was its last (RFC 5041, section 5.3).
@@ -180,7 +189,7 @@ impl Connection {
         {
             return Err(mpa(Code::MPA_LENGTH, Some("an FPDU too short for a DDP header")));
         }
-        let Some(fpdu) = Fpdu::split(bytes) else { return Ok(0) };
+        let Some(fpdu) = Fpdu::split(bytes) else { return Ok(self.begin_direct(bytes, memory)) };
         let ulpdu = fpdu.ulpdu();
         if self.crc && !fpdu.crc_is_good() {
             // The kernel's siw leaves the CRC of a Terminate out that ends the start-up.
@@ -248,10 +257,31 @@ impl Connection {
     fn handle_read_response(&mut self, segment: &Segment<'_>, memory: &mut impl Memory) -> Result<(), Code> {
         let Header::Tagged { control, stag, to } = segment.header else { return Err(Code::RDMAP_OPCODE) };
         self.receiver.continue_tagged(segment.opcode, control.last)?;
-        if self.transmitter.take_read_response(stag, to, segment.payload, control.last, memory)? {
+        self.transmitter.check_read_response(stag, to, segment.payload.len(), control.last)?;
+        let failed = if segment.payload.is_empty() || self.transmitter.read_has_failed() {
+            None
+        } else {
+            memory.place(Reach::Local, stag, to, segment.payload).err()
+        };
+        if self.transmitter.take_read_response(segment.payload.len(), control.last, failed) {
             self.complete();
         }
         Ok(())
+    }
+
+    /// A tagged segment's last byte has come, and its payload is placed unless `failed` says why not.
+    pub(super) fn finish_direct(&mut self, direct: &Direct, failed: Option<Denied>) -> Result<(), Code> {
+        self.release();
+        self.receiver.continue_tagged(direct.opcode, direct.last)?;
+        match direct.reach {
+            Reach::Remote => failed.map_or(Ok(()), |denied| Err(denied.tagged_code())),
+            Reach::Local => {
+                if self.transmitter.take_read_response(direct.length, direct.last, failed) {
+                    self.complete();
+                }
+                Ok(())
+            }
+        }
     }
 
     fn handle_send(&mut self, segment: &Segment<'_>, memory: &mut impl Memory) -> Result<(), Code> {

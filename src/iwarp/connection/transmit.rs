@@ -2,11 +2,14 @@
 
 use std::collections::VecDeque;
 
-use super::{CloseReason, Connection, Event, Output, Phase, Rtr, Work, WorkError};
+use bytes::Bytes;
+
+use super::output::{Output, Payload};
+use super::{CloseReason, Connection, Event, Phase, Rtr, Sending, Work, WorkError};
 use crate::iwarp::Stag;
 use crate::iwarp::ddp::{Control, Header, Msn, Queue, TAGGED_HEADER, UNTAGGED_HEADER};
 use crate::iwarp::fpdu;
-use crate::iwarp::memory::{Denied, Memory, Reach};
+use crate::iwarp::memory::{Denied, Lent, Memory, Reach};
 use crate::iwarp::rdmap::{Opcode, ReadRequest};
 use crate::iwarp::terminate::{Code, Terminate};
 
@@ -104,6 +107,7 @@ impl Transmitter {
         let work = match rtr {
             Rtr::Write => Work::Write { source: none, source_to: 0, length: 0, sink: none, sink_to: 0 },
             Rtr::Read => Work::Read { sink: none, sink_to: 0, length: 0, source: none, source_to: 0 },
+            Rtr::Send => Work::Send { message: Bytes::new(), invalidate: None, solicited: false },
         };
         // Nothing can go before it; what the program posted early waits behind.
         self.items.push_front(Item { work, progress: 0, state: State::Queued, silent: true });
@@ -122,35 +126,39 @@ impl Transmitter {
         self.turn == Some(Turn::Work)
     }
 
-    /// Matches a segment of a Read Response with the oldest Read that waits for one (RFC 5040, section 4.4), and
-    /// places it. True when the Read is done.
-    pub(super) fn take_read_response(
-        &mut self,
+    /// Checks a segment of a Read Response against the oldest Read that waits for one (RFC 5040, section 4.4).
+    pub(super) fn check_read_response(
+        &self,
         stag: Stag,
         to: u64,
-        payload: &[u8],
+        length: usize,
         last: bool,
-        memory: &mut impl Memory,
-    ) -> Result<bool, Code> {
-        let read = self.reads.front_mut().ok_or(Code::TAGGED_INVALID_STAG)?;
+    ) -> Result<(), Code> {
+        let read = self.reads.front().ok_or(Code::TAGGED_INVALID_STAG)?;
         if stag != read.sink {
             return Err(Code::TAGGED_INVALID_STAG);
         }
         let left = (read.length - read.received) as usize;
-        if to != read.sink_to.wrapping_add(read.received.into())
-            || payload.len() > left
-            || (last && payload.len() < left)
-        {
+        if to != read.sink_to.wrapping_add(read.received.into()) || length > left || (last && length < left) {
             return Err(Code::TAGGED_BOUNDS);
         }
-        // That our own region went away is no fault of the peer's: its bytes are dropped and the Read fails.
-        if !payload.is_empty() && read.failed.is_none() {
-            read.failed = memory.place(Reach::Local, stag, to, payload).err();
-        }
-        // It is at most `left`, which came from a u32.
-        read.received += payload.len() as u32;
+        Ok(())
+    }
+
+    /// Whether the oldest Read has failed already: then what comes for it is dropped.
+    pub(super) fn read_has_failed(&self) -> bool {
+        self.reads.front().is_some_and(|read| read.failed.is_some())
+    }
+
+    /// Takes note of a segment of a Read Response that was checked, and is placed unless `failed` says why not: that
+    /// our own region went away is no fault of the peer's, and fails the Read only. True when the Read is done.
+    pub(super) fn take_read_response(&mut self, length: usize, last: bool, failed: Option<Denied>) -> bool {
+        let Some(read) = self.reads.front_mut() else { return false };
+        read.failed = read.failed.or(failed);
+        // It is at most what was left, which came from a u32.
+        read.received += length as u32;
         if !last {
-            return Ok(false);
+            return false;
         }
         let result = read.failed.map_or(Ok(()), |denied| Err(denied.into()));
         self.reads.pop_front();
@@ -158,15 +166,15 @@ impl Transmitter {
         if let Some(item) = self.items.iter_mut().take(self.cut).find(|i| i.state == State::Reading) {
             item.state = State::Done(result);
         }
-        Ok(true)
+        true
     }
 
     /// Whose message is next, if anybody's.
-    fn choose(&mut self, output: Output, responses_waiting: bool) -> Option<Turn> {
+    fn choose(&mut self, output: Sending, responses_waiting: bool) -> Option<Turn> {
         if self.turn.is_some() {
             return self.turn;
         }
-        let work_waits = output == Output::Open
+        let work_waits = output == Sending::Open
             && self.items.get(self.cut).is_some_and(|item| match item.work {
                 // At the limit a Read waits, and all behind it: messages go in order.
                 Work::Read { .. } => self.ord == 0 || self.reads.len() < self.ord,
@@ -187,42 +195,45 @@ impl Transmitter {
         self.responses = 0;
     }
 
-    /// Appends the next FPDU of the next posted work. Only called when there is one.
-    fn append_work(&mut self, out: &mut Vec<u8>, crc: bool, memory: &mut impl Memory) -> Result<(), Denied> {
-        let start = fpdu::begin(out);
+    /// Appends the next FPDU of the next posted work, of which there is one. False: not now.
+    fn append_work<M: Memory>(
+        &mut self,
+        out: &mut Output<M::Lease>,
+        crc: bool,
+        memory: &mut M,
+    ) -> Result<bool, Denied> {
         let item = &mut self.items[self.cut];
         let progress = item.progress;
         let (length, last) = match &item.work {
             Work::Write { source, source_to, length, sink, sink_to } => {
                 let (chunk, last) = cut(*length, progress, self.mulpdu - TAGGED_HEADER);
-                let to = sink_to.wrapping_add(progress);
-                tagged(out, Opcode::Write, last, *sink, to);
-                if chunk > 0
-                    && let Err(denied) =
-                        memory.fetch(Reach::Local, *source, source_to.wrapping_add(progress), chunk, out)
-                {
-                    out.truncate(start);
-                    if progress > 0 {
-                        return Err(denied);
+                let payload = match fetch(memory, Reach::Local, *source, *source_to, progress, chunk, crc) {
+                    Ok(Some(payload)) => payload,
+                    Ok(None) => return Ok(false),
+                    Err(denied) if progress > 0 => return Err(denied),
+                    Err(denied) => {
+                        self.finish_work(State::Done(Err(denied.into())));
+                        return Ok(true);
                     }
-                    self.finish_work(State::Done(Err(denied.into())));
-                    return Ok(());
-                }
+                };
+                let header = tagged(Opcode::Write, last, *sink, sink_to.wrapping_add(progress));
+                out.fpdu(crc, |out| header.encode(out), payload, chunk);
                 (chunk, last)
             }
             Work::Send { message, invalidate, solicited } => {
                 let (chunk, last) = cut(message.len() as u64, progress, self.mulpdu - UNTAGGED_HEADER);
                 let opcode = Opcode::Send { solicited: *solicited, invalidate: invalidate.is_some() };
-                Header::Untagged {
+                let header = Header::Untagged {
                     control: Control { last, ulp: opcode.control() },
                     invalidate: invalidate.unwrap_or(Stag(0)),
                     queue: Queue::SEND,
                     msn: self.send_msn,
                     // `Work::Send` is bounded by 32 bits.
                     offset: progress as u32,
-                }
-                .encode(out);
-                out.extend_from_slice(&message[progress as usize..][..chunk]);
+                };
+                let start = progress as usize;
+                let payload = Payload::Message(message.slice(start..start + chunk));
+                out.fpdu(crc, |out| header.encode(out), payload, chunk);
                 if last {
                     self.send_msn = self.send_msn.next();
                 }
@@ -230,35 +241,55 @@ impl Transmitter {
             }
             &Work::Read { sink, sink_to, length, source, source_to } => {
                 if self.ord == 0 {
-                    out.truncate(start);
                     self.finish_work(State::Done(Err(WorkError::NoReads)));
-                    return Ok(());
+                    return Ok(true);
                 }
-                Header::Untagged {
+                let header = Header::Untagged {
                     control: Control { last: true, ulp: Opcode::ReadRequest.control() },
                     invalidate: Stag(0),
                     queue: Queue::READ_REQUEST,
                     msn: self.read_msn,
                     offset: 0,
-                }
-                .encode(out);
-                ReadRequest { sink, sink_to, length, source, source_to }.encode(out);
+                };
+                let request = ReadRequest { sink, sink_to, length, source, source_to };
+                let headers = |out: &mut Vec<u8>| {
+                    header.encode(out);
+                    request.encode(out);
+                };
+                out.fpdu(crc, headers, Payload::None, 0);
                 self.read_msn = self.read_msn.next();
                 self.reads.push_back(OutboundRead { sink, sink_to, length, received: 0, failed: None });
-                fpdu::seal(out, start, crc);
                 self.finish_work(State::Reading);
-                return Ok(());
+                return Ok(true);
             }
         };
         item.progress += length as u64;
         self.turn = Some(Turn::Work);
-        fpdu::seal(out, start, crc);
         if last {
             // `made` counts what was made before this call of `poll_transmit`; the rest is in `out`.
             let end = self.made + out.len() as u64;
             self.finish_work(State::Cut(end));
         }
-        Ok(())
+        Ok(true)
+    }
+}
+
+/// Asks for a segment's payload. `None`: not now.
+fn fetch<M: Memory>(
+    memory: &mut M,
+    reach: Reach,
+    stag: Stag,
+    to: u64,
+    progress: u64,
+    length: usize,
+    inspect: bool,
+) -> Result<Option<Payload<M::Lease>>, Denied> {
+    if length == 0 {
+        return Ok(Some(Payload::None));
+    }
+    match memory.fetch(reach, stag, to.wrapping_add(progress), length, inspect)? {
+        Some(Lent::File(_)) if inspect => Err(Denied::Unreadable),
+        lent => Ok(lent.map(Payload::Lent)),
     }
 }
 
@@ -271,8 +302,8 @@ fn cut(length: u64, progress: u64, room: usize) -> (usize, bool) {
     }
 }
 
-fn tagged(out: &mut Vec<u8>, opcode: Opcode, last: bool, stag: Stag, to: u64) {
-    Header::Tagged { control: Control { last, ulp: opcode.control() }, stag, to }.encode(out);
+fn tagged(opcode: Opcode, last: bool, stag: Stag, to: u64) -> Header {
+    Header::Tagged { control: Control { last, ulp: opcode.control() }, stag, to }
 }
 
 /// Appends a Terminate's FPDU: queue 2, the first and only message there (RFC 5040, section 5.4).
@@ -292,23 +323,28 @@ pub(super) fn append_terminate(out: &mut Vec<u8>, terminate: &Terminate, crc: bo
 
 impl Connection {
     /// Appends bytes to send to `out`, which must be empty: whole FPDUs, until they are `limit` bytes or more, or there
-    /// is nothing to send now. Each byte is copied once, from its region to `out`.
-    pub fn poll_transmit(&mut self, out: &mut Vec<u8>, limit: usize, memory: &mut impl Memory) {
+    /// is nothing to send now. What they carry is lent by `memory`, not copied.
+    pub fn poll_transmit<M: Memory>(&mut self, out: &mut Output<M::Lease>, limit: usize, memory: &mut M) {
         debug_assert!(out.is_empty(), "completions are counted from the beginning of `out`");
         out.append(&mut self.control);
-        let established = matches!(self.phase, Phase::Open) || self.output == Output::ResponsesOnly;
-        while established && !self.held && self.output != Output::Ended && out.len() < limit {
+        let established = matches!(self.phase, Phase::Open) || self.output == Sending::ResponsesOnly;
+        while established && !self.held && self.output != Sending::Ended && out.len() < limit {
             let turn = self.transmitter.choose(self.output, !self.receiver.reads.is_empty());
-            match turn {
-                None => break,
-                Some(Turn::Work) => {
-                    if let Err(denied) = self.transmitter.append_work(out, self.crc, memory) {
+            let more = match turn {
+                None => false,
+                Some(Turn::Work) => match self.transmitter.append_work(out, self.crc, memory) {
+                    Ok(more) => more,
+                    Err(denied) => {
                         // The message can be neither finished nor taken back (RFC 5040, section 7.1: 0/0).
                         self.queue_terminate(Terminate::new(Code::LOCAL_CATASTROPHIC, None));
                         self.end(CloseReason::Local(denied));
+                        false
                     }
-                }
+                },
                 Some(Turn::Response) => self.append_response(out, memory),
+            };
+            if !more {
+                break;
             }
         }
         out.append(&mut self.control);
@@ -322,24 +358,23 @@ impl Connection {
         self.complete();
     }
 
-    /// Appends the next FPDU of the oldest Read's response (RFC 5040, section 5.2).
-    fn append_response(&mut self, out: &mut Vec<u8>, memory: &mut impl Memory) {
-        let Some(read) = self.receiver.reads.front_mut() else { return };
+    /// Appends the next FPDU of the oldest Read's response (RFC 5040, section 5.2). False: not now, or no more.
+    fn append_response<M: Memory>(&mut self, out: &mut Output<M::Lease>, memory: &mut M) -> bool {
+        let Some(read) = self.receiver.reads.front_mut() else { return false };
         let ReadRequest { sink, sink_to, length, source, source_to } = read.request;
         let progress = u64::from(read.progress);
         let (chunk, last) = cut(length.into(), progress, self.transmitter.mulpdu - TAGGED_HEADER);
-        let start = fpdu::begin(out);
-        tagged(out, Opcode::ReadResponse, last, sink, sink_to.wrapping_add(progress));
-        if chunk > 0
-            && let Err(denied) =
-                memory.fetch(Reach::Remote, source, source_to.wrapping_add(progress), chunk, out)
-        {
-            out.truncate(start);
-            let violation = read.violation(denied);
-            self.fail(violation);
-            return;
-        }
-        fpdu::seal(out, start, self.crc);
+        let payload = match fetch(memory, Reach::Remote, source, source_to, progress, chunk, self.crc) {
+            Ok(Some(payload)) => payload,
+            Ok(None) => return false,
+            Err(denied) => {
+                let violation = read.violation(denied);
+                self.fail(violation);
+                return false;
+            }
+        };
+        let header = tagged(Opcode::ReadResponse, last, sink, sink_to.wrapping_add(progress));
+        out.fpdu(self.crc, |out| header.encode(out), payload, chunk);
         self.transmitter.turn = Some(Turn::Response);
         // At most `length`.
         read.progress += chunk as u32;
@@ -348,6 +383,7 @@ impl Connection {
             self.transmitter.turn = None;
             self.transmitter.responses += 1;
         }
+        true
     }
 
     /// Reports what is complete, in the order of posting (RFC 5040, section 5.5).

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use super::*;
 use crate::iwarp::decode::{CrcVerdict, Decoder, Item, Side};
 use crate::iwarp::golden::{self, hex};
-use crate::iwarp::memory::{Reach, locate};
+use crate::iwarp::memory::{Lent, Reach, locate};
 use crate::iwarp::mpa::Revision;
 use crate::iwarp::rdmap::Opcode;
 
@@ -26,9 +26,17 @@ impl Regions {
 }
 
 impl Memory for Regions {
-    fn place(&mut self, _: Reach, stag: Stag, to: u64, payload: &[u8]) -> Result<(), Denied> {
-        self.find(stag, to, payload.len())?.copy_from_slice(payload);
-        Ok(())
+    type Lease = Vec<u8>;
+
+    fn sink(
+        &mut self,
+        _: Reach,
+        stag: Stag,
+        to: u64,
+        length: usize,
+        fill: &mut dyn FnMut(&mut [u8]),
+    ) -> Result<(), Denied> {
+        self.find(stag, to, length).map(fill)
     }
 
     fn check_source(&mut self, stag: Stag, to: u64, length: u32) -> Result<(), Denied> {
@@ -41,10 +49,9 @@ impl Memory for Regions {
         stag: Stag,
         to: u64,
         length: usize,
-        out: &mut Vec<u8>,
-    ) -> Result<(), Denied> {
-        out.extend_from_slice(self.find(stag, to, length)?);
-        Ok(())
+        _: bool,
+    ) -> Result<Option<Lent<Vec<u8>>>, Denied> {
+        self.find(stag, to, length).map(|bytes| Some(Lent::Bytes(bytes.to_vec())))
     }
 
     fn invalidate(&mut self, stag: Stag) -> Result<(), Denied> {
@@ -104,10 +111,10 @@ impl End {
     }
 
     fn transmit(&mut self, limit: usize) -> Vec<u8> {
-        let mut out = Vec::new();
+        let mut out = Output::default();
         self.connection.poll_transmit(&mut out, limit, &mut self.memory);
         self.connection.handle_transmitted(out.len());
-        out
+        out.to_vec().unwrap()
     }
 
     fn received(&self) -> Vec<&Message> {
