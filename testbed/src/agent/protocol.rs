@@ -7,8 +7,11 @@
 //! way, so that signals are never stuck behind input that nobody reads.
 
 use std::collections::BTreeMap;
+use std::fmt;
+use std::net::Ipv6Addr;
 use std::path::PathBuf;
 
+use rdma_http::fabric::FabricKind;
 use serde::{Deserialize, Serialize};
 
 use crate::topology::Plan;
@@ -177,6 +180,64 @@ pub struct HostStatus {
     pub sysctls: BTreeMap<String, String>,
     /// Commands running in it now.
     pub commands: usize,
+    /// Its RDMA devices; none on the fabric `soft`.
+    pub devices: Vec<DeviceStatus>,
+}
+
+/// An RDMA device of the kernel's.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DeviceStatus {
+    /// Its name: `siw-server-eth0`.
+    pub name: String,
+    /// The interface that it is on.
+    pub interface: String,
+    /// `siw` or `rxe`.
+    pub fabric: FabricKind,
+    /// The state of its port.
+    pub state: PortState,
+    /// What its port is addressed by.
+    pub gids: Vec<GidStatus>,
+}
+
+/// The state of a device's port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PortState {
+    /// The interface is down.
+    Down,
+    /// It is coming up.
+    Initializing,
+    /// It is coming up.
+    Armed,
+    /// It can be used.
+    Active,
+    /// The kernel does not say.
+    Unknown,
+}
+
+impl fmt::Display for PortState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Down => "down",
+            Self::Initializing => "initializing",
+            Self::Armed => "armed",
+            Self::Active => "active",
+            Self::Unknown => "unknown",
+        })
+    }
+}
+
+/// A GID of a port: an address, as RoCE has it, or for iWARP a number made of the MAC address.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GidStatus {
+    /// Its place in the port's table.
+    pub index: u32,
+    /// The GID; an IPv4 address is IPv4-mapped.
+    pub gid: Ipv6Addr,
+    /// As the kernel says it: `RoCE v2`.
+    pub kind: String,
 }
 
 /// What became of a link.

@@ -121,13 +121,29 @@ pub(super) fn text(status: &Status, color: bool) -> String {
             ]);
         }
     }
+    let mut devices = Table::new(&["DEVICE", "HOST", "KIND", "PORT", "GID"]);
+    for (host, device) in status.hosts.iter().flat_map(|host| host.devices.iter().map(move |d| (host, d))) {
+        let mut gids = device.gids.iter().map(|gid| format!("{}: {}", gid.index, gid.gid));
+        devices.row([
+            device.name.clone(),
+            format!("{} {}", host.name, device.interface),
+            device.fabric.to_string(),
+            device.state.to_string(),
+            gids.next().unwrap_or_default(),
+        ]);
+        for gid in gids {
+            let [name, host, kind, port] = Default::default();
+            devices.row([name, host, kind, port, gid]);
+        }
+    }
     let mut links = Table::new(&["LINK", "DIRECTION", "DOES", "FRAMES", "BYTES", "DROPPED", "BY"]);
     for (plan, link) in status.plan.links.iter().zip(&status.links) {
         let LinkStatus { name, driver, a_to_b, b_to_a } = link;
         links.row(direction(name, &plan.a.host, &plan.b.host, &plan.a_to_b, Some(a_to_b), driver));
         links.row(direction("", &plan.b.host, &plan.a.host, &plan.b_to_a, Some(b_to_a), ""));
     }
-    hosts.render(color) + &links.render(color)
+    let devices = if devices.is_empty() { String::new() } else { devices.render(color) };
+    hosts.render(color) + &devices + &links.render(color)
 }
 
 /// A plan as tables, for `up --dry-run`.
@@ -239,6 +255,10 @@ struct Table<const N: usize> {
 impl<const N: usize> Table<N> {
     fn new(head: &[&str; N]) -> Self {
         Self { rows: vec![head.map(str::to_owned)] }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.rows.len() == 1
     }
 
     fn row(&mut self, cells: [String; N]) {

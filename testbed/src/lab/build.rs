@@ -10,6 +10,7 @@ use super::error::LabError;
 use super::host::{Host, TapPlan};
 use super::link::Link;
 use super::patch;
+use super::rdma;
 use crate::link::port::Port;
 use crate::link::relay::Relay;
 use crate::link::{may_offload, netem};
@@ -76,6 +77,13 @@ pub(super) async fn build(plan: &Plan, device: RelayDevice) -> Result<(Vec<Host>
         }
     }))
     .await?;
+
+    if let Some(kind) = rdma::Kind::of(plan.fabric) {
+        // One after another: a device's number decides what others see of it first, and no run may differ.
+        for (host, plan) in hosts.iter_mut().zip(&plan.hosts) {
+            host.add_devices(plan, kind).await?;
+        }
+    }
 
     let links = plan.links.iter().map(|link| match Carrier::of(link.driver) {
         Carrier::Relay => relay(link, device, &mut ports),

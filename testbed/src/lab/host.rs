@@ -10,7 +10,9 @@ use super::error::LabError;
 use super::netdev;
 use super::netlink::Netlink;
 use super::netns::Namespace;
+use super::rdma::{self, RdmaError};
 use super::sysctl::{self, SysctlError};
+use crate::agent::protocol::DeviceStatus;
 use crate::link::tap::Tap;
 use crate::topology::HostPlan;
 
@@ -32,6 +34,14 @@ pub(super) struct Host {
     namespace: Namespace,
     netlink: Netlink,
     pub(super) sysctls: BTreeMap<String, String>,
+    rdma: Option<Rdma>,
+}
+
+/// Its RDMA devices, and the socket by which they were made.
+#[derive(Debug)]
+struct Rdma {
+    socket: rdma::Socket,
+    devices: Vec<rdma::Device>,
 }
 
 impl Host {
@@ -57,7 +67,7 @@ impl Host {
             .await
             .map_err(|e| LabError::step(&place, "make a network namespace", e))?;
         let (netlink, taps) = made?;
-        Ok((Self { name: plan.name.clone(), namespace, netlink, sysctls: BTreeMap::new() }, taps))
+        Ok((Self { name: plan.name.clone(), namespace, netlink, sysctls: BTreeMap::new(), rdma: None }, taps))
     }
 
     /// Brings up the interfaces, which must exist by now, and makes the settings.
@@ -98,6 +108,43 @@ impl Host {
             tracing::warn!(%error, host = self.name, "cannot read its interfaces' counters");
             HashMap::new()
         })
+    }
+
+    /// Makes an RDMA device on each of its interfaces, which are up.
+    pub(super) async fn add_devices(&mut self, plan: &HostPlan, kind: rdma::Kind) -> Result<(), LabError> {
+        let refused = |place: String, e: RdmaError| LabError::machine(format!("{place}: RDMA device: {e}"));
+        let host = || format!("host {}", self.name);
+        let socket = self.namespace.enter(rdma::Socket::open).await;
+        let socket = socket.map_err(|e| LabError::step(host(), "enter its namespace", e))?;
+        let socket = socket.map_err(|e| refused(host(), e))?;
+        socket.share().await.map_err(|e| refused(host(), e))?;
+        let mut devices = Vec::new();
+        for interface in &plan.interfaces {
+            let (name, address) = (&interface.name, interface.address.addr());
+            let made = rdma::Device::create(&socket, &self.namespace, kind, &self.name, name, address).await;
+            devices.push(made.map_err(|e| refused(format!("{}, {name}", host()), e))?);
+        }
+        self.rdma = Some(Rdma { socket, devices });
+        Ok(())
+    }
+
+    /// Deletes its RDMA devices; collects every error and goes on.
+    pub(super) async fn delete_devices(&mut self) -> Vec<LabError> {
+        let Some(Rdma { socket, devices }) = self.rdma.take() else { return Vec::new() };
+        let mut errors = Vec::new();
+        for device in devices {
+            let place = format!("host {}, RDMA device {}", self.name, device.name());
+            if let Err(e) = device.delete(&socket).await {
+                errors.push(LabError::operation(format!("{place}: {e}")));
+            }
+        }
+        socket.close().await;
+        errors
+    }
+
+    /// How its RDMA devices are.
+    pub(super) fn devices(&self) -> Vec<DeviceStatus> {
+        self.rdma.iter().flat_map(|rdma| &rdma.devices).map(rdma::Device::status).collect()
     }
 
     /// Gives up the namespace, which ends when nobody else is in it.

@@ -12,6 +12,7 @@ mod netdev;
 mod netlink;
 mod netns;
 mod patch;
+mod rdma;
 mod sysctl;
 
 use std::collections::HashMap;
@@ -74,9 +75,14 @@ impl Lab {
         self.hosts.iter().find(|h| h.name == host).map(Host::namespace)
     }
 
-    /// For each host: the settings as they read back. `commands` is left 0.
+    /// For each host: the settings as they read back, and its RDMA devices. `commands` is left 0.
     pub fn hosts(&self) -> Vec<HostStatus> {
-        let status = |h: &Host| HostStatus { name: h.name.clone(), sysctls: h.sysctls.clone(), commands: 0 };
+        let status = |h: &Host| HostStatus {
+            name: h.name.clone(),
+            sysctls: h.sysctls.clone(),
+            commands: 0,
+            devices: h.devices(),
+        };
         self.hosts.iter().map(status).collect()
     }
 
@@ -109,14 +115,18 @@ impl Lab {
 
     /// Takes everything down in order; collects every error and goes on.
     pub async fn teardown(self) -> Vec<LabError> {
-        let Self { links, hosts, .. } = self;
+        let Self { links, mut hosts, .. } = self;
+        let mut errors = Vec::new();
+        for host in &mut hosts {
+            errors.extend(host.delete_devices().await);
+        }
         // Ending the relays waits for their threads, and closing a TAP device for the kernel.
         let down = tokio::task::spawn_blocking(move || {
             links.iter().for_each(Link::ask_to_stop);
             links.into_iter().filter_map(|link| link.teardown().err()).collect()
         });
         let ended_badly = |e| vec![LabError::operation(format!("a part of the lab ended badly: {e}"))];
-        let errors = down.await.unwrap_or_else(ended_badly);
+        errors.extend(down.await.unwrap_or_else(ended_badly));
         for host in hosts {
             host.close().await;
         }
