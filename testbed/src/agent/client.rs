@@ -27,11 +27,13 @@ pub enum ClientError {
     /// There was one, and its agent died.
     #[error(
         "the agent of lab `{lab}` is dead, and all of the lab with it; `testbed up {lab}` makes it anew, \
-         `testbed down {lab}` clears what it left"
+         `testbed down {lab}` clears what it left; its log ends with:\n{log}"
     )]
     Dead {
         /// The lab.
         lab: LabName,
+        /// The end of its log.
+        log: String,
     },
     /// The agent went away while it was being asked.
     #[error(
@@ -115,7 +117,9 @@ impl Client {
             Err(error) => {
                 return Err(match error.kind() {
                     io::ErrorKind::NotFound if !self.lab.exists() => ClientError::NotUp { lab },
-                    io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => ClientError::Dead { lab },
+                    io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
+                        ClientError::Dead { lab, log: self.lab.log_tail() }
+                    }
                     _ => FrameError::Io(error).into(),
                 });
             }

@@ -29,8 +29,8 @@ const WANTED_FILES: u64 = 1 << 20;
 /// The process id of the agent in its PID namespace, where PID 1 forks it first of all.
 pub(super) const AGENT_PID: i32 = 2;
 
-/// Runs the agent for the lab in `directory`. The process must have no thread but this one.
-pub fn main(directory: &Path) -> ExitCode {
+/// Runs the agent for the lab in `directory` on a kernel of this kind: `host`, or that of a guest (`uml`, `qemu`). The process must have no thread but this one.
+pub fn main(directory: &Path, kernel: &str) -> ExitCode {
     close_inherited();
     let (caller, lock) = match descriptors() {
         Ok(descriptors) => descriptors,
@@ -40,7 +40,7 @@ pub fn main(directory: &Path) -> ExitCode {
         }
     };
     let mut caller = Some(caller);
-    match start(directory, &mut caller, lock) {
+    match start(directory, kernel, &mut caller, lock) {
         Ok(code) => code,
         Err((message, blame)) => {
             eprintln!("testbed agent: {message}");
@@ -52,14 +52,21 @@ pub fn main(directory: &Path) -> ExitCode {
     }
 }
 
-type Failed = (String, Blame);
+/// Why a lab cannot be had, and whose fault that is.
+pub(crate) type Failed = (String, Blame);
 
-fn machine<E: Into<io::Error>>(what: &str) -> impl FnOnce(E) -> Failed {
+/// This machine refused what was tried.
+pub(crate) fn machine<E: Into<io::Error>>(what: &str) -> impl FnOnce(E) -> Failed {
     move |error| (format!("cannot {what}: {}", error.into()), Blame::Machine)
 }
 
 /// Returns in three processes: the launcher at once, PID 1 and the agent when the lab is gone.
-fn start(directory: &Path, caller: &mut Option<UnixStream>, lock: File) -> Result<ExitCode, Failed> {
+fn start(
+    directory: &Path,
+    kernel: &str,
+    caller: &mut Option<UnixStream>,
+    lock: File,
+) -> Result<ExitCode, Failed> {
     let lab = LabDir::at(directory).map_err(|error| (error.to_string(), Blame::Usage))?;
     let plan = read_plan(&lab.plan())?;
     // Out of the terminal's reach: Ctrl-C is for the commands in the foreground, not for the lab.
@@ -93,13 +100,15 @@ fn start(directory: &Path, caller: &mut Option<UnixStream>, lock: File) -> Resul
     let _ = nix::unistd::sethostname(lab.name().as_str());
     let listener = bind(&lab).map_err(machine("listen on agent.sock"))?;
     match caller.take() {
-        Some(caller) => Ok(server::run(Start { lab, plan, pid, listener, caller, lock })),
+        Some(caller) => {
+            Ok(server::run(Start { lab, kernel: kernel.to_owned(), plan, pid, listener, caller, lock }))
+        }
         None => Ok(ExitCode::FAILURE),
     }
 }
 
 /// Closes what whoever called `testbed up` had open: a lab would hold their locks and pipes for as long as it lives.
-fn close_inherited() {
+pub(crate) fn close_inherited() {
     let entries = fs::read_dir("/proc/self/fd").into_iter().flatten().flatten();
     let open: Vec<i32> = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
     // Nothing in this process has opened anything yet, so all beyond the standard three is inherited (or the directory
@@ -110,7 +119,7 @@ fn close_inherited() {
 }
 
 /// Takes the three descriptors away from their standard places, so that nothing that runs here gets them.
-fn descriptors() -> io::Result<(UnixStream, File)> {
+pub(crate) fn descriptors() -> io::Result<(UnixStream, File)> {
     let caller = io::stdin().as_fd().try_clone_to_owned()?;
     if !File::from(caller.try_clone()?).metadata()?.file_type().is_socket() {
         return Err(io::Error::other("standard input is no socket"));
@@ -122,7 +131,8 @@ fn descriptors() -> io::Result<(UnixStream, File)> {
     Ok((caller.into(), lock.into()))
 }
 
-fn report(mut caller: UnixStream, message: String, blame: Blame) {
+/// Tells whoever started this that there will be no lab.
+pub(crate) fn report(mut caller: UnixStream, message: String, blame: Blame) {
     let mut bytes = BytesMut::new();
     let response = Response::Failed { message, blame };
     if Frame::message(&response).and_then(|frame| frame.encode(&mut bytes)).is_ok() {
@@ -131,7 +141,8 @@ fn report(mut caller: UnixStream, message: String, blame: Blame) {
     }
 }
 
-fn read_plan(path: &Path) -> Result<Plan, Failed> {
+/// The plan as the lab's directory has it.
+pub(crate) fn read_plan(path: &Path) -> Result<Plan, Failed> {
     let text =
         fs::read(path).map_err(|e| (format!("cannot read {}: {e}", path.display()), Blame::Operation))?;
     serde_json::from_slice(&text)
@@ -156,7 +167,8 @@ fn raise_limits() {
     }
 }
 
-fn bind(lab: &LabDir) -> io::Result<UnixListener> {
+/// Listens on the lab's socket, which only this user can reach.
+pub(crate) fn bind(lab: &LabDir) -> io::Result<UnixListener> {
     let before = umask(Mode::from_bits_truncate(0o177));
     let listener = lab.with_socket(|path| UnixListener::bind(path));
     umask(before);

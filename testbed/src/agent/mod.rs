@@ -17,5 +17,6 @@ mod lookup;
 mod mounts;
 pub(crate) mod namespaces;
 mod refusal;
-mod server;
+pub(crate) mod server;
+mod shares;
 mod spawn;

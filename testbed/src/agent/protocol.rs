@@ -156,12 +156,14 @@ pub enum Exit {
 pub struct Status {
     /// The lab's name.
     pub lab: String,
-    /// The agent's process id as the machine sees it.
+    /// The agent's process id as the machine sees it, or the guest that it is in.
     pub agent_pid: i32,
     /// Milliseconds since the lab was ready.
     pub up_ms: u64,
-    /// Where it lives: `host`.
+    /// Where it lives: `host`, or a guest, `uml` or `qemu`.
     pub kernel: String,
+    /// The release of the kernel that it lives on, as `uname -r` has it there.
+    pub release: String,
     /// What it was made from.
     pub plan: Plan,
     /// For each link of the plan, in its order.

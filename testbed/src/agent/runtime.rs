@@ -228,6 +228,11 @@ impl LabDir {
         self.path.join("plan.json")
     }
 
+    /// What the keeper of a lab in a guest is given, as JSON.
+    pub fn charge(&self) -> PathBuf {
+        self.path.join("guest.json")
+    }
+
     /// First in the lab's `PATH`: `testbed`, `rdma-httpd` and `rdma-fetch`.
     pub fn bin(&self) -> PathBuf {
         self.path.join("bin")

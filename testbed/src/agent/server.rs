@@ -21,6 +21,7 @@ use super::frame::{FrameError, FrameReader, FrameWriter};
 use super::lookup::{self, NotExecuted};
 use super::protocol::{Blame, Exec, HostStatus, MAX_FRAME, Request, Response, Status};
 use super::runtime::LabDir;
+use super::shares::Shares;
 use super::spawn;
 use crate::lab::{Lab, LabError};
 use crate::topology::Plan;
@@ -37,6 +38,8 @@ const MAX_CONNECTIONS: usize = 1024;
 /// What the agent starts with.
 pub(super) struct Start {
     pub(super) lab: LabDir,
+    /// What the lab lives on: `host`, `uml` or `qemu`.
+    pub(super) kernel: String,
     pub(super) plan: Plan,
     /// The agent's process id as the machine counts.
     pub(super) pid: i32,
@@ -67,7 +70,7 @@ pub(super) fn run(start: Start) -> ExitCode {
 }
 
 /// Leaves no directory behind, unless whoever is bringing the lab up or taking it down sees to that.
-fn tidy(lab: &LabDir) {
+pub(crate) fn tidy(lab: &LabDir) {
     if let Some(launch) = lab.try_launch()
         && let Err(error) = lab.remove(launch)
     {
@@ -78,6 +81,8 @@ fn tidy(lab: &LabDir) {
 struct Agent {
     lab_dir: LabDir,
     lab: RwLock<Option<Lab>>,
+    kernel: String,
+    shares: Shares,
     commands: Commands,
     pid: i32,
     ready: Instant,
@@ -88,7 +93,7 @@ struct Agent {
 }
 
 async fn serve(start: Start) -> io::Result<()> {
-    let Start { lab: lab_dir, plan, pid, listener, caller, lock } = start;
+    let Start { lab: lab_dir, kernel, plan, pid, listener, caller, lock } = start;
     listener.set_nonblocking(true)?;
     caller.set_nonblocking(true)?;
     let listener = UnixListener::from_std(listener)?;
@@ -123,6 +128,8 @@ async fn serve(start: Start) -> io::Result<()> {
     let agent = Arc::new(Agent {
         lab_dir,
         lab: RwLock::new(Some(lab)),
+        shares: Shares::of(&kernel),
+        kernel,
         commands: Commands::default(),
         pid,
         ready: Instant::now(),
@@ -178,7 +185,7 @@ async fn accept(
 }
 
 /// Returns when the other end is closed; nothing is expected from it.
-async fn closed(stream: &UnixStream) {
+pub(crate) async fn closed(stream: &UnixStream) {
     let mut byte = [0];
     loop {
         if stream.readable().await.is_err() {
@@ -264,6 +271,9 @@ impl Agent {
         match request {
             Request::Status => self.status(),
             Request::CaptureStart { link, file } => {
+                if let Some(directory) = file.parent() {
+                    self.shares.share(directory);
+                }
                 self.with_lab(|lab| lab.capture_start(&link, &file).map_or_else(failed, |()| Response::Done))
             }
             Request::CaptureStop { link } => self.with_lab(|lab| {
@@ -290,7 +300,8 @@ impl Agent {
                 lab: self.lab_dir.name().to_string(),
                 agent_pid: self.pid,
                 up_ms: u64::try_from(self.ready.elapsed().as_millis()).unwrap_or(u64::MAX),
-                kernel: "host".to_owned(),
+                kernel: self.kernel.clone(),
+                release: release(),
                 plan: lab.plan().clone(),
                 links: lab.links(),
                 hosts: lab.hosts().into_iter().map(with_commands).collect(),
@@ -318,6 +329,7 @@ impl Agent {
             Some(cwd) => cwd.clone(),
             None => std::env::current_dir().unwrap_or_else(|_| PathBuf::from("/")),
         };
+        self.shares.share(&cwd);
         if !cwd.is_dir() {
             return Err(usage(format!("there is no directory {} to run in", cwd.display())));
         }
@@ -350,6 +362,12 @@ impl Agent {
         }
         self.gone.send_replace(true);
     }
+}
+
+/// The running kernel's release, as `uname -r` has it.
+fn release() -> String {
+    let text = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    text.trim().to_owned()
 }
 
 /// Brings `lo` up in the agent's own network namespace.

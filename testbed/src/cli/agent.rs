@@ -10,10 +10,13 @@ use crate::agent::launcher;
 pub(super) struct Args {
     /// The lab's directory.
     directory: PathBuf,
+    /// What the lab lives on.
+    #[arg(long, env = "TESTBED_AGENT_KERNEL", default_value = "host", hide_env_values = true)]
+    kernel: String,
 }
 
 impl Args {
     pub(super) fn run(self, _global: &Global) -> Outcome {
-        Ok(launcher::main(&self.directory))
+        Ok(launcher::main(&self.directory, &self.kernel))
     }
 }

@@ -22,6 +22,7 @@ mod failure;
 mod global;
 mod graph;
 mod init;
+mod keeper;
 mod kernel;
 mod lab;
 mod observe;
@@ -89,6 +90,7 @@ enum Verb {
     Init(init::Args),
     #[command(hide = true)]
     Observe(observe::Args),
+    Keeper(keeper::Args),
     #[command(hide = true)]
     Perf(perf::Args),
 }
@@ -106,6 +108,7 @@ impl Verb {
             Self::Agent(args) => args.run(global),
             Self::Init(args) => args.run(global),
             Self::Observe(args) => args.run(global),
+            Self::Keeper(args) => args.run(global),
             Self::Perf(args) => args.run(global),
             Self::Bench(args) => args.run(global),
             Self::Doctor(args) => args.run(global),

@@ -79,11 +79,13 @@ impl Args {
                 Ok(status) => {
                     let up = Duration::from_millis(status.up_ms);
                     say(format_args!(
-                        "lab {} ({}): up {}, agent {}",
+                        "lab {} ({}): up {}, agent {}, kernel {} (Linux {})",
                         status.lab,
                         status.plan.description,
                         elapsed(up),
-                        status.agent_pid
+                        status.agent_pid,
+                        status.kernel,
+                        status.release
                     ));
                     say(text(status, global.color_stdout()).trim_end());
                 }

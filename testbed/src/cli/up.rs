@@ -12,17 +12,22 @@ use super::lab::seconds;
 use super::{Code, Failure, Global, Outcome, block_on, status};
 use crate::agent::protocol::Status;
 use crate::agent::runtime::{LabName, Runtime};
-use crate::guest::host::{self, Options};
+use crate::guest::choice::{self, Clock, Kernel, Wanted};
+use crate::guest::host::{self, Options, Settings};
 use crate::topology::{self, Plan};
 
 const EXAMPLES: &str = "\
 Examples:
   testbed up wan-10g                     a topology by name
   testbed up my-lab.toml --name left     a file, under another name
+  testbed up wan-10g --kernel uml        in a User-Mode Linux guest
   testbed up wan-10g --dry-run --json    what it would be made of
   generate-topology | testbed up -       from standard input";
 
 /// Bring a topology up as a lab. If it is up already, it is the same lab.
+///
+/// In a guest, commands see all of this machine's files, but what they write stays in the guest's memory, except in the
+/// directory that they are run in.
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(super) struct Args {
@@ -34,6 +39,18 @@ pub(super) struct Args {
     /// What carries RDMA; on siw and rxe every interface gets a device of the kernel's.
     #[arg(long, env = "TESTBED_FABRIC", value_enum, default_value_t, hide_env_values = true)]
     fabric: Fabric,
+    /// Where the lab lives; by default on the first kernel that has the fabric.
+    #[arg(short, long, env = "TESTBED_KERNEL", value_enum, default_value_t, hide_env_values = true)]
+    kernel: Kernel,
+    /// A lab that is left up is on the machine's clock; `run` has the virtual one.
+    #[arg(long, env = "TESTBED_CLOCK", value_enum, default_value_t, hide = true)]
+    clock: Clock,
+    /// A guest's memory. Only what it uses is taken from the machine.
+    #[arg(long, env = "TESTBED_GUEST_MEMORY", value_name = "MIB", value_parser = clap::value_parser!(u32).range(128..), default_value_t = Settings::default().memory, hide_env_values = true)]
+    memory: u32,
+    /// How long a guest may be silent until it is taken for dead.
+    #[arg(long, env = "TESTBED_GUEST_PATIENCE", value_name = "SECONDS", value_parser = seconds, default_value = "60", hide_env_values = true)]
+    patience: Duration,
     /// Print what the lab would be made of, and make nothing.
     #[arg(long, env = "TESTBED_DRY_RUN", value_parser = FalseyValueParser::new(), hide_env_values = true)]
     dry_run: bool,
@@ -44,6 +61,14 @@ pub(super) struct Args {
 
 impl Args {
     pub(super) fn run(self, global: &Global) -> Outcome {
+        if self.clock == Clock::Virtual {
+            return Err(Failure::with_help(
+                Code::Usage,
+                "a lab that is left up cannot have a virtual clock: while nobody asks anything of it, its time would race \
+                 from timer to timer",
+                "`testbed run --clock virtual` runs scenarios on one",
+            ));
+        }
         let plan = Plan { fabric: self.fabric.into(), ..topology::load(&self.topology)? };
         let mut out = std::io::stdout().lock();
         if self.dry_run {
@@ -55,11 +80,26 @@ impl Args {
             };
             return Ok(ExitCode::SUCCESS);
         }
-        let name = match self.name {
-            Some(name) => name,
+        let name = match &self.name {
+            Some(name) => name.clone(),
             None => plan.name.parse()?,
         };
-        let (status, already) = block_on(bring_up(&name, &plan, self.timeout))?;
+        let wanted = Wanted { kernel: self.kernel, fabrics: &[plan.fabric], clock: self.clock };
+        let choice = choice::of_machine(&wanted)?;
+        if let Some(note) = choice.note.filter(|_| !global.quiet) {
+            eprintln!("{note}");
+        }
+        // This very program, whatever it is called.
+        let program = std::env::current_exe().map_err(|error| {
+            Failure::new(Code::Machine, format!("cannot find this program's file: {error}"))
+        })?;
+        let options = Options {
+            place: choice.place,
+            anywhere: self.kernel == Kernel::Auto,
+            guest: Settings { memory: self.memory, patience: self.patience },
+            ..Options::at(Runtime::locate(), program, self.timeout)
+        };
+        let (status, already) = block_on(bring_up(&name, &plan, &options))?;
         let _ = if global.json {
             writeln!(out, "{:#}", json!({ "already_up": already, "status": status }))
         } else if global.quiet {
@@ -74,12 +114,8 @@ impl Args {
 }
 
 /// The lab's status, and whether it was up already.
-async fn bring_up(name: &LabName, plan: &Plan, timeout: Duration) -> Result<(Status, bool), Failure> {
-    // This very program, whatever it is called.
-    let program = std::env::current_exe()
-        .map_err(|error| Failure::new(Code::Machine, format!("cannot find this program's file: {error}")))?;
-    let options = Options { runtime: Runtime::locate(), program, timeout };
-    let up = host::up(name, plan, &options).await?;
+async fn bring_up(name: &LabName, plan: &Plan, options: &Options) -> Result<(Status, bool), Failure> {
+    let up = host::up(name, plan, options).await?;
     let already = up.lease.is_none();
     if let Some(lease) = up.lease {
         lease.release().await.map_err(|error| {

@@ -1,6 +1,8 @@
 //! The end of what a guest's console said, for when the guest fails.
 
 use std::collections::VecDeque;
+use std::fs::File;
+use std::io::Write as _;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::io::{AsyncRead, AsyncReadExt as _};
@@ -11,20 +13,39 @@ const KEPT: usize = 16 << 10;
 /// Lines that go into a message.
 const SHOWN: usize = 20;
 
+/// Bytes that go into a log; of a guest that says more, the log has the end apart.
+const LOGGED: usize = 4 << 20;
+
 /// The end of a console's output. Clones see the same.
 #[derive(Clone, Debug, Default)]
 pub struct Console(Arc<Mutex<VecDeque<u8>>>);
 
 impl Console {
-    /// Keeps the end of what comes from `from`, until that ends.
-    pub async fn follow(self, mut from: impl AsyncRead + Unpin) {
+    /// Keeps the end of what comes from `from`, until that ends, and writes it to `log` as text that cannot do anything
+    /// to a terminal.
+    pub async fn follow(self, mut from: impl AsyncRead + Unpin, log: Option<Arc<File>>) {
         let mut buffer = [0; 4096];
+        let mut room = LOGGED;
         loop {
-            match from.read(&mut buffer).await {
+            let bytes = match from.read(&mut buffer).await {
                 // A console that can no longer be read is one that has ended.
-                Ok(0) | Err(_) => return,
-                Ok(n) => self.keep(&buffer[..n]),
+                Ok(0) | Err(_) => break,
+                Ok(n) => &buffer[..n],
+            };
+            self.keep(bytes);
+            let text: Vec<u8> = bytes.iter().copied().filter(|byte| is_text(*byte)).collect();
+            room = room.saturating_sub(text.len());
+            if let Some(log) = log.as_ref().filter(|_| room > 0) {
+                // The machine's disk may be full; the end is still kept.
+                let _ = (&**log).write_all(&text);
             }
+        }
+        if let Some(log) = log.filter(|_| room == 0) {
+            let _ = writeln!(
+                &*log,
+                "\n(the console said more than {LOGGED} bytes; it ends with:)\n{}",
+                self.tail()
+            );
         }
     }
 
@@ -53,8 +74,15 @@ impl Console {
     }
 }
 
+/// Of a control character only what breaks lines and columns is left.
+fn is_text(byte: u8) -> bool {
+    byte >= b' ' && byte != 0x7f || matches!(byte, b'\n' | b'\t')
+}
+
 #[cfg(test)]
 mod tests {
+    use std::io::{Read as _, Seek as _};
+
     use super::*;
 
     #[tokio::test]
@@ -66,11 +94,17 @@ mod tests {
             output.extend_from_slice(format!("line {n}\r\n").as_bytes());
         }
         output.extend_from_slice(b"\x1b[31mpanic\xff\x07\n\n");
-        console.clone().follow(&output[..]).await;
+        let mut log = tempfile::tempfile().unwrap();
+        console.clone().follow(&output[..], Some(Arc::new(log.try_clone().unwrap()))).await;
         let tail = console.tail();
         let lines: Vec<&str> = tail.lines().collect();
         assert_eq!(lines.len(), SHOWN);
         assert_eq!(lines[SHOWN - 2..], ["line 99999", "[31mpanic\u{fffd}"]);
         assert!(console.0.lock().unwrap().len() <= KEPT);
+        let mut text = Vec::new();
+        log.rewind().unwrap();
+        log.read_to_end(&mut text).unwrap();
+        let text = String::from_utf8_lossy(&text);
+        assert!(text.starts_with("line 0\nline 1\n") && text.ends_with("line 99999\n[31mpanic\u{fffd}\n\n"));
     }
 }

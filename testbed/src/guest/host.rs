@@ -1,4 +1,4 @@
-//! Labs on this machine's kernel: starts the agent and sees it end.
+//! Brings labs up and down: starts the agent, or for a guest the keeper, and sees it end.
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -18,6 +18,9 @@ use crate::agent::client::{Client, ClientError};
 use crate::agent::frame::FrameReader;
 use crate::agent::protocol::{Blame, MAX_ANSWER, Response, Status};
 use crate::agent::runtime::{LabDir, LabName, Launch, Runtime, RuntimeError};
+use crate::guest::choice::{Clock, Place};
+use crate::guest::keeper::Charge;
+use crate::guest::machine::Machine;
 use crate::topology::Plan;
 
 /// How long processes may take to be gone once they were killed.
@@ -35,12 +38,39 @@ pub struct Options {
     pub program: PathBuf,
     /// How long it may take until the lab is ready, or gone.
     pub timeout: Duration,
+    /// Where a lab is to live.
+    pub place: Place,
+    /// Whether one that is up elsewhere, made from the same plan, is as good.
+    pub anywhere: bool,
+    /// How it is, if that is in a guest.
+    pub guest: Settings,
+}
+
+/// How guests are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// Memory in MiB. Only what a guest uses is taken from the machine.
+    pub memory: u32,
+    /// How long it may be silent until it is taken for dead.
+    pub patience: Duration,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self { memory: 1024, patience: Duration::from_secs(60) }
+    }
 }
 
 impl Options {
     /// The usual runtime directory, the `testbed` that this process is or that lies beside it, and half a minute.
     pub fn new() -> Result<Self, UpError> {
-        Ok(Self { runtime: Runtime::locate(), program: program()?, timeout: Duration::from_secs(30) })
+        Ok(Self::at(Runtime::locate(), program()?, Duration::from_secs(30)))
+    }
+
+    /// Labs on this machine's kernel.
+    pub fn at(runtime: Runtime, program: PathBuf, timeout: Duration) -> Self {
+        let (place, guest) = (Place::Host, Settings::default());
+        Self { runtime, program, timeout, place, anywhere: false, guest }
     }
 }
 
@@ -188,9 +218,14 @@ async fn living(lab: &LabDir, text: &str, options: &Options) -> Result<Option<Up
             return Ok(None);
         }
     };
+    let different = |difference| UpError::Different { lab: lab.name().clone(), difference };
     let there = fs::read_to_string(lab.plan()).unwrap_or_default();
     if there != text {
-        return Err(UpError::Different { lab: lab.name().clone(), difference: difference(&there, text) });
+        return Err(different(difference(&there, text)));
+    }
+    let wanted = options.place.name();
+    if status.kernel != wanted && !options.anywhere {
+        return Err(different(format!("- kernel {}\n+ kernel {wanted}", status.kernel)));
     }
     Ok(Some(Up { client, status, lease: None }))
 }
@@ -225,13 +260,29 @@ async fn start(
         let link = lab.bin().join(name);
         symlink(&options.program, &link).map_err(cannot("make the link", link))?;
     }
+    let verb = match Machine::of(&options.place, Clock::Wall) {
+        None => "agent",
+        Some(machine) => {
+            let charge = Charge {
+                machine,
+                memory: options.guest.memory,
+                timeout: options.timeout,
+                patience: options.guest.patience,
+                program: options.program.clone(),
+            };
+            // Plain data, which always serialises.
+            let text = serde_json::to_vec_pretty(&charge).unwrap_or_default();
+            fs::write(lab.charge(), text).map_err(cannot("write", lab.charge()))?;
+            "keeper"
+        }
+    };
     let log = OpenOptions::new().create(true).append(true).mode(0o600).open(lab.log());
     let log = log.map_err(cannot("make", lab.log()))?;
 
     let failed = |source| UpError::Start { program: options.program.clone(), source };
     let (ours, theirs) = StdStream::pair().map_err(failed)?;
     let mut agent = tokio::process::Command::new(&options.program);
-    agent.arg("agent").arg(lab.path());
+    agent.arg(verb).arg(lab.path());
     agent.stdin(Stdio::from(OwnedFd::from(theirs))).stdout(Stdio::from(lock)).stderr(Stdio::from(log));
     let mut child = agent.spawn().map_err(failed)?;
     // Closes our copies of what it was given: the lock is the agent's from here on.

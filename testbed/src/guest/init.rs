@@ -26,13 +26,15 @@ use tokio::net::UnixStream;
 use tokio::net::unix::pipe;
 
 use super::mux::{Driver, Role};
-use super::order::{AGENT, Answer, CALLER, MAX_ORDER, OBSERVE, ORDER, Order};
+use super::order::{AGENT, Answer, CALLER, MAX_ORDER, OBSERVE, ORDER, Order, PING};
 use crate::agent::init as reaper;
 use crate::agent::namespaces::{Side, fork_single_threaded};
 use crate::guest::host::PROGRAMS;
 
 /// The line, as UML's command line has it.
 const LINE: &str = "/dev/tty1";
+/// What the agent is told that it lives on.
+const KERNEL: &str = "uml";
 /// Where labs are in a guest.
 const RUNTIME: &str = "/run/testbed";
 
@@ -140,6 +142,9 @@ fn bridge() -> Result<(), String> {
             let accepted = tokio::select! {
                 accepted = incoming.next() => accepted,
                 () = gone(&mut lab) => {
+                    if let Some(lab) = lab.take() {
+                        lab.part().await;
+                    }
                     // The agent's last words, its answer to `down` among them, are still under way.
                     let _ = tokio::time::timeout(FAREWELL, driver.flushed()).await;
                     // All of it is written, so this waits for UML alone, which is about to be powered off.
@@ -170,6 +175,8 @@ fn bridge() -> Result<(), String> {
                     accepted.carry(far);
                     lab.observe(near).map_err(|error| format!("cannot start the observer: {error}"))?;
                 }
+                // Dropping it is the answer.
+                (PING, _) => {}
                 _ => {}
             }
         }
@@ -178,7 +185,9 @@ fn bridge() -> Result<(), String> {
 
 struct Lab {
     directory: PathBuf,
-    program: PathBuf,
+    order: Order,
+    /// Where the order came from, which wants to know how it ended.
+    asker: UnixStream,
     /// Gets the agent's lock when the agent is gone with all that is its.
     agent_lock: Option<tokio::task::JoinHandle<io::Result<()>>>,
 }
@@ -199,17 +208,23 @@ async fn take_order(mut stream: UnixStream) -> Result<Option<Lab>, String> {
     read.map_err(|error| format!("cannot read the order: {error}"))?;
     let prepared = serde_json::from_slice::<Order>(&text)
         .map_err(|error| format!("the order is of another version: {error}"))
-        .and_then(|order| prepare(&order));
-    let answer = match &prepared {
+        .and_then(|order| Ok((prepare(&order)?, order)));
+    let result = match &prepared {
         Ok(_) => Answer::Ready,
         Err(message) => Answer::Refused(message.clone()),
     };
-    let text = serde_json::to_vec(&answer).unwrap_or_default();
-    stream.write_all(&text).await.map_err(|error| format!("cannot answer the order: {error}"))?;
-    Ok(prepared.ok())
+    answer(&mut stream, &result).await.map_err(|error| format!("cannot answer the order: {error}"))?;
+    Ok(prepared.ok().map(|(directory, order)| Lab { directory, order, asker: stream, agent_lock: None }))
 }
 
-fn prepare(order: &Order) -> Result<Lab, String> {
+async fn answer(stream: &mut UnixStream, answer: &Answer) -> io::Result<()> {
+    let mut text = serde_json::to_vec(answer)?;
+    text.push(b'\n');
+    stream.write_all(&text).await
+}
+
+/// Makes the lab's directory, which is returned.
+fn prepare(order: &Order) -> Result<PathBuf, String> {
     let cannot =
         |what: &str, path: &Path, error: io::Error| format!("cannot {what} {}: {error}", path.display());
     let directory = Path::new(RUNTIME).join(&order.lab);
@@ -234,7 +249,7 @@ fn prepare(order: &Order) -> Result<Lab, String> {
         .map_err(|error| cannot("share", path, error.into()))?;
     }
     sethostname(&order.lab).map_err(|error| format!("cannot set the host's name: {error}"))?;
-    Ok(Lab { directory, program: order.program.clone(), agent_lock: None })
+    Ok(directory)
 }
 
 impl Lab {
@@ -243,12 +258,20 @@ impl Lab {
         let asker: StdStream = asker.into_std()?;
         asker.set_nonblocking(false)?;
         let output = asker.try_clone()?;
-        let mut command = tokio::process::Command::new(&self.program);
+        let mut command = tokio::process::Command::new(&self.order.program);
         command.arg("observe").arg(&self.directory);
         command.stdin(Stdio::from(OwnedFd::from(asker))).stdout(Stdio::from(OwnedFd::from(output)));
         let mut observer = command.spawn()?;
         tokio::spawn(async move { observer.wait().await });
         Ok(())
+    }
+
+    /// Says, if it is so, that the lab went in order: the agent has then removed its directory.
+    async fn part(mut self) {
+        if !self.directory.exists() {
+            // If the line is gone there is nobody to tell.
+            let _ = answer(&mut self.asker, &Answer::Over).await;
+        }
     }
 
     /// Starts the agent, as `testbed up` does on the machine itself.
@@ -258,8 +281,14 @@ impl Lab {
         lock.lock()?;
         let caller: StdStream = caller.into_std()?;
         caller.set_nonblocking(false)?;
-        let mut command = Command::new(&self.program);
-        command.arg("agent").arg(&self.directory);
+        let mut command = Command::new(&self.order.program);
+        command.arg("agent").arg(&self.directory).args(["--kernel", KERNEL]);
+        if !self.order.env.is_empty() {
+            command.env_clear().envs(&self.order.env);
+        }
+        if let Some(directory) = self.order.cwd.as_ref().filter(|directory| directory.is_dir()) {
+            command.current_dir(directory);
+        }
         // Its log goes to the console.
         command.stdin(Stdio::from(OwnedFd::from(caller))).stdout(Stdio::from(lock));
         let mut launcher = command.spawn()?;

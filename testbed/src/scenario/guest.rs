@@ -5,6 +5,7 @@
 //! comes out, and nothing in between. And what one scenario leaves behind (a congestion window that is remembered, a
 //! timer that is pending) would shift another's times, so none is left to another.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -16,8 +17,8 @@ use tokio::net::UnixStream;
 use super::{Fabrics, Observation, RunError, Scenario};
 use crate::agent::frame::FrameReader;
 use crate::agent::protocol::{Blame, MAX_ANSWER, Response};
+use crate::guest::machine::{Config, Guest, GuestError, Machine};
 use crate::guest::order::{OBSERVE, Order};
-use crate::guest::uml::{Clock, Config, GuestError, Uml};
 use crate::topology::Plan;
 
 /// The largest answer, in bytes: of a body of 4 GiB in small pieces, with room to spare.
@@ -55,14 +56,12 @@ pub enum Observed {
 /// How scenarios get their guests.
 #[derive(Clone, Debug)]
 pub struct Guests {
-    /// The kernel: an executable.
-    pub kernel: PathBuf,
+    /// What they run on.
+    pub machine: Machine,
     /// The `testbed` executable.
     pub program: PathBuf,
     /// Each guest's memory in MiB.
     pub memory: u32,
-    /// How their clocks go.
-    pub clock: Clock,
     /// How long it may take until a guest's lab is ready.
     pub timeout: Duration,
 }
@@ -96,13 +95,14 @@ impl Guests {
     async fn observed(&self, question: &Question) -> Result<Observed, Trouble> {
         let directory = tempfile::Builder::new().prefix("testbed-guest-").tempdir();
         let directory = directory.map_err(|error| Trouble::Files { error })?;
-        let mut guest = Uml::boot(&Config {
-            kernel: self.kernel.clone(),
+        let mut guest = Guest::boot(&Config {
+            machine: self.machine.clone(),
             program: self.program.clone(),
             directory: directory.path().to_owned(),
             memory: self.memory,
-            clock: self.clock,
             timeout: self.timeout,
+            log: None,
+            lock: None,
         })
         .await?;
         let order = Order {
@@ -110,6 +110,8 @@ impl Guests {
             plan: question.plan.clone(),
             program: self.program.clone(),
             shared: Vec::new(),
+            env: BTreeMap::new(),
+            cwd: None,
         };
         // It keeps the lab up.
         let mut caller = guest.order(&order).await?;
@@ -123,7 +125,7 @@ impl Guests {
         }
     }
 
-    async fn ready(&self, guest: &Uml, caller: &mut UnixStream) -> Result<(), Trouble> {
+    async fn ready(&self, guest: &Guest, caller: &mut UnixStream) -> Result<(), Trouble> {
         let mut from = FrameReader::new(caller, MAX_ANSWER);
         let silent = |why: &str| Trouble::Silent { why: why.to_owned(), console: guest.console().tail() };
         match tokio::time::timeout(self.timeout, from.message::<Response>()).await {
@@ -135,7 +137,7 @@ impl Guests {
     }
 }
 
-async fn ask(guest: &Uml, question: &Question) -> Result<Observed, String> {
+async fn ask(guest: &Guest, question: &Question) -> Result<Observed, String> {
     let mut stream = guest.opener().open(OBSERVE).map_err(|why| why.to_string())?;
     let text = serde_json::to_vec(question).map_err(|error| error.to_string())?;
     let talk = async {

@@ -1,5 +1,6 @@
 //! A kernel that `testbed kernel build` has built, booted for real.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::net::IpAddr;
 use std::os::unix::fs::PermissionsExt as _;
@@ -12,8 +13,9 @@ use testbed::agent::client::{self, Client};
 use testbed::agent::frame::FrameReader;
 use testbed::agent::protocol::{Exit, MAX_ANSWER, PortState, Response};
 use testbed::agent::runtime::{LabDir, Runtime};
+use testbed::guest::choice::Clock;
+use testbed::guest::machine::{Config, Guest, GuestError, Machine};
 use testbed::guest::order::Order;
-use testbed::guest::uml::{Clock, Config, GuestError, Uml};
 use testbed::kernel::{Cache, Image, Platform};
 use testbed::topology::{self, Plan};
 use tokio::net::{UnixListener, UnixStream};
@@ -30,23 +32,24 @@ fn uml_image(test: &str) -> Option<Image> {
 }
 
 /// A guest to be, with a directory of its own.
-struct Guest {
+struct Bed {
     directory: tempfile::TempDir,
     config: Config,
     fabric: FabricKind,
 }
 
-impl Guest {
+impl Bed {
     fn new(test: &str) -> Option<Self> {
         let image = uml_image(test)?;
         let directory = tempfile::tempdir().unwrap();
         let config = Config {
-            kernel: image.path(),
+            machine: Machine::Uml { kernel: image.path(), clock: Clock::Wall },
             program: env!("CARGO_BIN_EXE_testbed").into(),
             directory: directory.path().into(),
             memory: 512,
-            clock: Clock::Wall,
             timeout: LONG,
+            log: None,
+            lock: None,
         };
         Some(Self { directory, config, fabric: FabricKind::Soft })
     }
@@ -65,6 +68,8 @@ impl Guest {
             plan: Plan { fabric: self.fabric, ..topology::load("direct").unwrap() },
             program: self.config.program.clone(),
             shared: vec![self.directory.path().join("shared")],
+            env: BTreeMap::new(),
+            cwd: None,
         }
     }
 
@@ -73,11 +78,11 @@ impl Guest {
     }
 
     /// Boots, has the lab made, and connects a client to its agent as on the machine itself.
-    async fn up(&self) -> (Uml, UnixListener, UnixStream) {
+    async fn up(&self) -> (Guest, UnixListener, UnixStream) {
         fs::create_dir_all(self.directory.path().join("shared")).unwrap();
         fs::create_dir_all(self.lab().path()).unwrap();
         let start = Instant::now();
-        let mut guest = Uml::boot(&self.config).await.unwrap();
+        let mut guest = Guest::boot(&self.config).await.unwrap();
         let greeted = start.elapsed();
         let mut caller = guest.order(&self.order()).await.unwrap();
         let answer = FrameReader::new(&mut caller, MAX_ANSWER).message::<Response>().await;
@@ -93,10 +98,10 @@ impl Guest {
 
 #[test]
 fn a_shell_script_is_the_first_process_of_a_guest() {
-    let Some(guest) = Guest::new("a_shell_script_is_the_first_process_of_a_guest") else { return };
+    let Some(guest) = Bed::new("a_shell_script_is_the_first_process_of_a_guest") else { return };
     let script = guest
         .script("mount -t proc proc /proc\necho \"this is Linux $(uname -r)\"\nexec /sbin/poweroff -f\n");
-    let output = Command::new(&guest.config.kernel)
+    let output = Command::new(uml_image("").unwrap().path())
         .args([
             "mem=128M",
             "seccomp=auto",
@@ -120,8 +125,8 @@ fn a_shell_script_is_the_first_process_of_a_guest() {
 
 #[tokio::test]
 async fn the_agent_in_a_guest_answers_as_on_the_machine() {
-    let Some(guest) = Guest::new("the_agent_in_a_guest_answers_as_on_the_machine") else { return };
-    let (mut uml, listener, _caller) = guest.up().await;
+    let Some(guest) = Bed::new("the_agent_in_a_guest_answers_as_on_the_machine") else { return };
+    let (uml, listener, _caller) = guest.up().await;
     let client = Client::new(guest.lab());
     let talk = async {
         let status = client.status().await.unwrap();
@@ -152,7 +157,7 @@ async fn the_agent_in_a_guest_answers_as_on_the_machine() {
         assert!(text.contains(" 1 received"), "{text}");
         client.down().await.unwrap();
     };
-    let serve = async { uml.serve(listener).await.unwrap() };
+    let serve = async { uml.serve(listener).await };
     tokio::join!(talk, serve);
     let status = tokio::time::timeout(LONG, uml.wait()).await.unwrap().unwrap();
     assert!(status.success(), "{status}: {}", uml.console().tail());
@@ -160,9 +165,9 @@ async fn the_agent_in_a_guest_answers_as_on_the_machine() {
 
 #[tokio::test]
 async fn on_the_virtual_clock_an_hour_takes_no_time() {
-    let Some(mut guest) = Guest::new("on_the_virtual_clock_an_hour_takes_no_time") else { return };
-    guest.config.clock = Clock::Virtual;
-    let (mut uml, listener, _caller) = guest.up().await;
+    let Some(mut guest) = Bed::new("on_the_virtual_clock_an_hour_takes_no_time") else { return };
+    guest.config.machine = Machine::Uml { kernel: uml_image("").unwrap().path(), clock: Clock::Virtual };
+    let (uml, listener, _caller) = guest.up().await;
     let client = Client::new(guest.lab());
     let talk = async {
         // On the machine's clock this would end in the limit below.
@@ -176,7 +181,7 @@ async fn on_the_virtual_clock_an_hour_takes_no_time() {
         assert!((slept - 3600.0).abs() < 0.1, "{text}");
         client.down().await.unwrap();
     };
-    let both = async { tokio::join!(talk, async { uml.serve(listener).await.unwrap() }) };
+    let both = async { tokio::join!(talk, async { uml.serve(listener).await }) };
     tokio::time::timeout(LONG, both).await.unwrap();
     let status = tokio::time::timeout(LONG, uml.wait()).await.unwrap().unwrap();
     assert!(status.success(), "{status}: {}", uml.console().tail());
@@ -189,7 +194,7 @@ async fn rping_passes_between_two_hosts_of_a_guest_on_siw_and_rxe() {
         return skip(test, "there is no /usr/bin/rping (Debian: rdmacm-utils, ibverbs-providers)");
     }
     for fabric in [FabricKind::Siw, FabricKind::Rxe] {
-        let Some(mut guest) = Guest::new(test) else { return };
+        let Some(mut guest) = Bed::new(test) else { return };
         guest.fabric = fabric;
         let (uml, listener, _caller) = guest.up().await;
         let client = Client::new(guest.lab());
@@ -229,7 +234,7 @@ async fn rping_passes_between_two_hosts_of_a_guest_on_siw_and_rxe() {
             assert_eq!(pings, 3, "{fabric}: {asked:?} {served:?}");
             client.down().await.unwrap();
         };
-        let both = async { tokio::join!(talk, async { uml.serve(listener).await.unwrap() }) };
+        let both = async { tokio::join!(talk, async { uml.serve(listener).await }) };
         let done = tokio::time::timeout(LONG, both).await;
         assert!(done.is_ok(), "{fabric} does not get on; the console: {}", uml.console().tail());
     }
@@ -237,9 +242,9 @@ async fn rping_passes_between_two_hosts_of_a_guest_on_siw_and_rxe() {
 
 #[tokio::test]
 async fn a_guest_that_panics_shows_the_end_of_its_console() {
-    let Some(mut guest) = Guest::new("a_guest_that_panics_shows_the_end_of_its_console") else { return };
+    let Some(mut guest) = Bed::new("a_guest_that_panics_shows_the_end_of_its_console") else { return };
     guest.config.program = "/no/such/program".into();
-    let error = Uml::boot(&guest.config).await.unwrap_err();
+    let error = Guest::boot(&guest.config).await.unwrap_err();
     let GuestError::Ended { console, .. } = &error else { panic!("{error:?}") };
     assert!(console.contains("Kernel panic") && console.contains("/no/such/program"), "{error}");
     assert!(!Path::new("core").exists(), "no core file");
@@ -247,12 +252,12 @@ async fn a_guest_that_panics_shows_the_end_of_its_console() {
 
 #[tokio::test]
 async fn a_guest_that_hangs_is_given_up_with_the_end_of_its_console() {
-    let Some(mut guest) = Guest::new("a_guest_that_hangs_is_given_up_with_the_end_of_its_console") else {
+    let Some(mut guest) = Bed::new("a_guest_that_hangs_is_given_up_with_the_end_of_its_console") else {
         return;
     };
     guest.config.program = guest.script("echo I hang\nexec sleep 1000\n");
     guest.config.timeout = Duration::from_secs(3);
-    let error = Uml::boot(&guest.config).await.unwrap_err();
+    let error = Guest::boot(&guest.config).await.unwrap_err();
     let expected = "the guest did not answer within 3 s; its console ends with:\nI hang";
     assert_eq!(error.to_string(), expected);
     nothing_is_left_of(&guest);
@@ -260,10 +265,10 @@ async fn a_guest_that_hangs_is_given_up_with_the_end_of_its_console() {
 
 #[tokio::test]
 async fn the_end_of_a_guest_that_is_killed_is_the_end_of_what_runs_in_it() {
-    let Some(guest) = Guest::new("the_end_of_a_guest_that_is_killed_is_the_end_of_what_runs_in_it") else {
+    let Some(guest) = Bed::new("the_end_of_a_guest_that_is_killed_is_the_end_of_what_runs_in_it") else {
         return;
     };
-    let (mut uml, listener, _caller) = guest.up().await;
+    let (uml, listener, _caller) = guest.up().await;
     let client = Client::new(guest.lab());
     let talk = async {
         let running = client.exec(client::Command::new("server", "sleep").arg("1000")).await.unwrap();
@@ -271,7 +276,7 @@ async fn the_end_of_a_guest_that_is_killed_is_the_end_of_what_runs_in_it() {
         nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).unwrap();
         assert!(running.output(1 << 10).await.is_err());
     };
-    tokio::join!(talk, async { uml.serve(listener).await.unwrap() });
+    tokio::join!(talk, async { uml.serve(listener).await });
     let status = tokio::time::timeout(LONG, uml.wait()).await.unwrap().unwrap();
     assert_eq!(std::os::unix::process::ExitStatusExt::signal(&status), Some(9));
     drop(uml);
@@ -279,7 +284,7 @@ async fn the_end_of_a_guest_that_is_killed_is_the_end_of_what_runs_in_it() {
 }
 
 /// Waits until no process has the guest's directory on its command line.
-fn nothing_is_left_of(guest: &Guest) {
+fn nothing_is_left_of(guest: &Bed) {
     let mark = guest.directory.path().to_str().unwrap().to_owned();
     wait_for("the end of the guest's processes", || {
         let entries = fs::read_dir("/proc").unwrap().flatten();

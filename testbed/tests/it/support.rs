@@ -93,7 +93,7 @@ impl Labs {
 
     /// The same for the library.
     pub(crate) fn options(&self) -> Options {
-        Options { runtime: Runtime::at(self.runtime()), program: self.program.clone(), timeout: LONG }
+        Options::at(Runtime::at(self.runtime()), self.program.clone(), LONG)
     }
 
     /// `testbed`, to be given its arguments.

@@ -19,6 +19,7 @@ use crate::cli::{Code, Failure, Outcome};
 use crate::golden::Store;
 use crate::guest::choice::{Clock, Place};
 use crate::guest::host::{self, Lease, Options, Up, UpError};
+use crate::guest::machine::Machine;
 use crate::report::{self, Event, Finding, Start, Summary};
 use crate::scenario::{Claim, Guests, Library, Observation, Question, RunError, Runner};
 use crate::topology::Plan;
@@ -120,24 +121,16 @@ impl Session<'_> {
         cancelled: &watch::Receiver<bool>,
         findings: &mut Findings,
     ) -> Result<(), Failure> {
-        match self.place {
-            Place::Host => self.here(cancelled, findings).await,
-            Place::Uml(image) => {
-                let guests = Guests {
-                    kernel: image.path(),
-                    program: Options::new()?.program,
-                    memory: MEMORY,
-                    clock: self.args.clock,
-                    timeout: self.args.up_timeout,
-                };
-                self.in_guests(&guests, cancelled, findings).await
-            }
-            Place::Qemu { .. } => Err(Failure::with_help(
-                Code::Machine,
-                "scenarios are not run in QEMU guests",
-                "leave --kernel out, or say --kernel uml",
-            )),
-        }
+        let Some(machine) = Machine::of(self.place, self.args.clock) else {
+            return self.here(cancelled, findings).await;
+        };
+        let guests = Guests {
+            machine,
+            program: Options::new()?.program,
+            memory: MEMORY,
+            timeout: self.args.up_timeout,
+        };
+        self.in_guests(&guests, cancelled, findings).await
     }
 
     fn started(&self, lab: Option<&LabName>) -> Start {

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
@@ -15,6 +16,9 @@ use super::{Event, Mux, MuxError, Role, Service, StreamId};
 
 /// Bytes that are read from the line, and written to it, at once.
 const CHUNK: usize = 64 << 10;
+
+/// How long the line's other direction may take to end after one has failed.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Why a line carries nothing any more.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -330,6 +334,10 @@ async fn write(shared: Arc<Shared>, mut to: impl AsyncWrite + Unpin) {
             continue;
         }
         if let Err(error) = to.write_all(&chunk).await {
+            // The reader is about to find the line's end too, and knows better why.
+            let mut line = shared.line.subscribe();
+            let closed = line.wait_for(|state| matches!(state, LineState::Closed(_)));
+            let _ = tokio::time::timeout(PATIENCE, closed).await;
             return shared.close(LineClosed::Io(Arc::new(error)));
         }
         let mut state = shared.lock();
