@@ -57,6 +57,14 @@ impl Message {
         out.into()
     }
 
+    /// Reads one from private data, which RoCE pads with zeros.
+    pub fn decode_padded(bytes: &[u8]) -> Result<Self, MessageError> {
+        match bytes.split_at_checked(LENGTH) {
+            Some((message, padding)) if padding.iter().all(|byte| *byte == 0) => Self::decode(message),
+            _ => Err(MessageError::Length(bytes.len())),
+        }
+    }
+
     /// Reads one.
     pub fn decode(bytes: &[u8]) -> Result<Self, MessageError> {
         let message: &[u8; LENGTH] = bytes.try_into().map_err(|_| MessageError::Length(bytes.len()))?;

@@ -12,16 +12,19 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
 use crate::events::Recorder;
-use crate::fabric::Fabric;
 use crate::fabric::soft::{SoftFabric, SoftOptions};
+use crate::fabric::{Fabric, FabricKind};
 
 /// Wrong usage.
 pub(super) const USAGE: u8 = 2;
 
+/// The fabric that was asked for is not there.
+pub(super) const NO_FABRIC: u8 = 3;
+
 /// Options of both programs.
 #[derive(clap::Args, Debug)]
 pub(super) struct Common {
-    /// What carries RDMA: soft (user-space iWARP over TCP)
+    /// What carries RDMA: soft (user-space iWARP over TCP), or the kernel's siw (iWARP) or rxe (RoCEv2)
     #[arg(long, value_enum, default_value_t = FabricName::Soft, env = "RDMA_FABRIC")]
     pub(super) fabric: FabricName,
 
@@ -41,6 +44,8 @@ pub(super) struct Common {
 #[derive(clap::ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum FabricName {
     Soft,
+    Siw,
+    Rxe,
 }
 
 #[derive(clap::ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,11 +76,28 @@ impl Common {
         }
     }
 
-    pub(super) fn open_fabric(&self) -> Arc<dyn Fabric> {
+    /// Opens the fabric. The error is for the user; with it the program ends with [`NO_FABRIC`].
+    pub(super) fn open_fabric(&self) -> Result<Arc<dyn Fabric>, String> {
         match self.fabric {
-            FabricName::Soft => Arc::new(SoftFabric::new(SoftOptions::default())),
+            FabricName::Soft => Ok(Arc::new(SoftFabric::new(SoftOptions::default()))),
+            FabricName::Siw => kernel_fabric(FabricKind::Siw),
+            FabricName::Rxe => kernel_fabric(FabricKind::Rxe),
         }
     }
+}
+
+#[cfg(feature = "verbs")]
+fn kernel_fabric(kind: FabricKind) -> Result<Arc<dyn Fabric>, String> {
+    let fabric = crate::fabric::verbs::VerbsFabric::open(kind);
+    Ok(Arc::new(fabric.map_err(|error| format!("--fabric {kind}: {error}"))?))
+}
+
+#[cfg(not(feature = "verbs"))]
+fn kernel_fabric(kind: FabricKind) -> Result<Arc<dyn Fabric>, String> {
+    Err(format!(
+        "--fabric {kind}: this program was built without the kernel's fabrics; \
+         `cargo build --features verbs` builds it with them"
+    ))
 }
 
 /// Parses the command line; help, version and mistakes are printed, and end the program with the code returned.

@@ -13,7 +13,7 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 use serde::Serialize;
 use url::Url;
 
-use super::common::{Common, OnOff, Signals, USAGE, block_on, bytes, parse, seconds};
+use super::common::{Common, NO_FABRIC, OnOff, Signals, USAGE, block_on, bytes, parse, seconds};
 use super::output::Output;
 use super::progress::Progress;
 use super::verbose::Verbose;
@@ -37,6 +37,7 @@ A file appears only once it is whole. Any HTTP server will do: one that knows no
 Exit codes (curl's, where it has one):
    0  the body is there
    2  wrong usage
+   3  the fabric of --fabric is not there
    6  the host's name has no address
    7  no connection to the server
    8  the server broke the protocol
@@ -206,7 +207,7 @@ async fn fetch_or_signal(
 async fn fetch(args: &Args, url: &Url, output: PathBuf, recorder: &Recorder) -> Result<(), Failure> {
     let start = Instant::now();
     let progress = Progress::new(!args.quiet && !args.verbose && io::stderr().is_terminal());
-    let client = args.client(recorder);
+    let client = args.client(recorder)?;
     progress.waiting("connecting");
     let host = url.host_str().unwrap_or_default();
     let mut connection = client.connect(host, url.port_or_known_default().unwrap_or(80)).await?;
@@ -285,7 +286,7 @@ async fn receive(
 }
 
 impl Args {
-    fn client(&self, recorder: &Recorder) -> Client {
+    fn client(&self, recorder: &Recorder) -> Result<Client, Failure> {
         let options = Options {
             maxlen: self.maxlen,
             connect_timeout: self.connect_timeout,
@@ -294,9 +295,10 @@ impl Args {
             advertise: self.advertise,
             crc: self.common.crc == OnOff::On,
         };
-        let fabric = (self.mode != ModeName::Plain).then(|| self.common.open_fabric());
+        let fabric = (self.mode != ModeName::Plain).then(|| self.common.open_fabric()).transpose();
+        let fabric = fabric.map_err(|error| Failure(NO_FABRIC, error))?;
         let client = Client::new(fabric, options, recorder.clone());
-        if self.verbose { client.with_observer(Arc::new(Verbose)) } else { client }
+        Ok(if self.verbose { client.with_observer(Arc::new(Verbose)) } else { client })
     }
 
     fn headers(&self) -> HeaderMap {

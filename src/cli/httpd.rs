@@ -12,7 +12,7 @@ use tokio::net::TcpListener;
 use tower::Layer;
 use tower_http::services::ServeDir;
 
-use super::common::{Common, OnOff, Signals, USAGE, block_on, bytes, parse, seconds};
+use super::common::{Common, NO_FABRIC, OnOff, Signals, USAGE, block_on, bytes, parse, seconds};
 use crate::events::{Event, Recorder};
 use crate::server::{RdmaConfig, RdmaLayer, ServeOptions, serve};
 
@@ -29,7 +29,8 @@ Examples:
 
 It prints where it listens. SIGTERM and SIGINT let requests under way finish; a second one ends it at once.
 
-Exit codes: 0 stopped by a signal, 1 it could not start, 2 wrong usage, 130 and 143 ended by a second signal.
+Exit codes: 0 stopped by a signal, 1 it could not start, 2 wrong usage, 3 the fabric of --fabric is not there,
+130 and 143 ended by a second signal.
 
 Anybody who can reach the port can read every file under the directory."
 )]
@@ -166,11 +167,18 @@ async fn run(args: &Args, recorder: Recorder) -> Result<ExitCode, String> {
         return Err(format!("--root {}: not a directory", root.display()));
     }
     let mut signals = Signals::new().map_err(|error| format!("no signals: {error}"))?;
+    let fabric = match args.common.open_fabric() {
+        Ok(fabric) => fabric,
+        Err(error) => {
+            eprintln!("rdma-httpd: {error}");
+            return Ok(ExitCode::from(NO_FABRIC));
+        }
+    };
     let listener =
         TcpListener::bind(args.listen).await.map_err(|e| format!("--listen {}: {e}", args.listen))?;
     let address = listener.local_addr().map_err(|error| format!("--listen {}: {error}", args.listen))?;
 
-    let layer = RdmaLayer::new(args.common.open_fabric(), args.rdma(), recorder.clone());
+    let layer = RdmaLayer::new(fabric, args.rdma(), recorder.clone());
     let files = layer.layer(ServeDir::new(root).with_buf_chunk_size(args.chunk_size.min(1 << 20)));
 
     // With `--events -` standard output belongs to the events, which say the same.

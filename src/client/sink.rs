@@ -81,7 +81,7 @@ impl Receiver {
         for _ in 0..MAX_STRANGERS {
             let request = self.listener.accept().await?;
             let peer = request.peer_addr();
-            match Message::decode(request.private_data()) {
+            match Message::decode_padded(request.private_data()) {
                 Ok(Message::Hello { id: theirs }) if theirs == id => {
                     match request.accept(&self.pd, self.options.clone()).await {
                         Ok(connection) => return Ok(Channel::established(connection, false, &self.recorder)),

@@ -1,16 +1,15 @@
 //! What users hold of a connection, and what it shares with the connection's task.
 
-use std::collections::VecDeque;
 use std::net::SocketAddr;
-use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll, Waker};
+use std::task::Waker;
 
 use bytes::Bytes;
 use tokio::sync::{oneshot, watch};
 
 use super::SoftPd;
 use super::region::SoftRegion;
+use crate::fabric::inbox::{Inbox, Owner, Receive};
 use crate::fabric::{
     BoxFuture, Completion, Connection, FabricError, Received, Region, RegionOps, RemoteAddress,
 };
@@ -39,13 +38,6 @@ struct Posted {
     ended: Option<FabricError>,
     /// Wakes the task, if it has not been woken since it last looked.
     task: Option<Waker>,
-}
-
-#[derive(Default)]
-struct Inbox {
-    messages: VecDeque<Received>,
-    waiting: VecDeque<oneshot::Sender<Result<Received, FabricError>>>,
-    ended: Option<FabricError>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -113,23 +105,12 @@ impl Shared {
     /// For the task: how many messages may arrive.
     pub(super) fn receives(&self) -> usize {
         let inbox = lock(&self.inbox);
-        (self.receive_depth + inbox.waiting.len()).saturating_sub(inbox.messages.len())
+        (self.receive_depth + inbox.waiting()).saturating_sub(inbox.messages())
     }
 
     /// For the task: a message has arrived.
     pub(super) fn deliver(&self, message: Received) {
-        let mut inbox = lock(&self.inbox);
-        inbox.messages.push_back(message);
-        inbox.hand_out();
-    }
-
-    fn receive(self: &Arc<Self>) -> Receive {
-        let (waiter, message) = oneshot::channel();
-        let mut inbox = lock(&self.inbox);
-        inbox.waiting.push_back(waiter);
-        inbox.hand_out();
-        drop(inbox);
-        Receive { message, shared: self.clone() }
+        lock(&self.inbox).deliver(message);
     }
 
     /// For the task: it is over. Everything outstanding fails, here or by the task's dropping its waiters.
@@ -143,11 +124,7 @@ impl Shared {
         for (_, waiter) in unstarted {
             let _ = waiter.send(Err(error.clone()));
         }
-        {
-            let mut inbox = lock(&self.inbox);
-            inbox.ended.get_or_insert_with(|| error.clone());
-            inbox.hand_out();
-        }
+        lock(&self.inbox).end(error);
         self.ended.send_if_modified(|ended| {
             let first = ended.is_none();
             ended.get_or_insert_with(|| error.clone());
@@ -166,50 +143,9 @@ impl Shared {
     }
 }
 
-impl Inbox {
-    /// Gives messages, and at the end the end, to whoever has waited longest. A waiter that is gone takes none.
-    fn hand_out(&mut self) {
-        while !self.waiting.is_empty() {
-            let result = match (self.messages.pop_front(), &self.ended) {
-                (Some(message), _) => Ok(message),
-                (None, Some(error)) => Err(error.clone()),
-                (None, None) => return,
-            };
-            let refused = match self.waiting.pop_front() {
-                Some(waiter) => waiter.send(result).err(),
-                None => Some(result),
-            };
-            if let Some(Ok(message)) = refused {
-                self.messages.push_front(message);
-            }
-        }
-    }
-}
-
-/// Waits for a message. If it is dropped with a message in it, the next waiter gets that.
-struct Receive {
-    message: oneshot::Receiver<Result<Received, FabricError>>,
-    shared: Arc<Shared>,
-}
-
-impl Future for Receive {
-    type Output = Result<Received, FabricError>;
-
-    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        Pin::new(&mut self.message).poll(context).map(|result| result.unwrap_or(Err(FabricError::Closed)))
-    }
-}
-
-impl Drop for Receive {
-    fn drop(&mut self) {
-        let mut inbox = lock(&self.shared.inbox);
-        self.message.close();
-        if let Ok(Ok(message)) = self.message.try_recv() {
-            inbox.messages.push_front(message);
-            inbox.hand_out();
-        }
-        // One that is gone is no posted receive.
-        inbox.waiting.retain(|waiter| !waiter.is_closed());
+impl Owner for Shared {
+    fn with_inbox(&self, change: &mut dyn FnMut(&mut Inbox)) {
+        change(&mut lock(&self.inbox));
     }
 }
 
@@ -324,7 +260,7 @@ impl Connection for SoftConnection {
     }
 
     fn receive(&self) -> Completion<Received> {
-        Box::pin(self.shared.receive())
+        Box::pin(Receive::new(self.shared.clone()))
     }
 
     fn disconnect(&self) -> BoxFuture<'static, Result<(), FabricError>> {

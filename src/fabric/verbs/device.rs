@@ -1,9 +1,10 @@
 //! Which devices there are, and which one a fabric is.
 
 use std::io;
-use std::net::Ipv6Addr;
+use std::net::{Ipv6Addr, SocketAddr};
+use std::sync::Arc;
 
-use super::sys::{Context, Devices, PortAttributes, Transport};
+use super::sys::{CmId, Context, Devices, PortAttributes, Transport};
 use crate::fabric::{FabricError, FabricKind};
 
 /// A device, as it was when it was asked for.
@@ -62,7 +63,46 @@ fn kind(context: &Context) -> Option<FabricKind> {
     }
 }
 
-fn describe(context: &Context) -> Result<Device, FabricError> {
+/// The device of a kind that one of this network namespace's addresses belongs to.
+pub(super) fn find(kind: FabricKind) -> Result<(Arc<Devices>, Context), FabricError> {
+    let devices =
+        Devices::open().map_err(|error| FabricError::Invalid(missing(kind, &format!("{error}"))))?;
+    let interfaces =
+        nix::ifaddrs::getifaddrs().map_err(|error| FabricError::io("getifaddrs", error.into()))?;
+    for interface in interfaces {
+        let Some(address) = interface.address else { continue };
+        let v4 = address.as_sockaddr_in().map(|&v4| SocketAddr::V4(v4.into()));
+        let v6 = || address.as_sockaddr_in6().map(|&v6| SocketAddr::V6(v6.into()));
+        let Some(mut address) = v4.or_else(v6) else { continue };
+        address.set_port(0);
+        // An address that no device has cannot be bound.
+        let id = CmId::new().map_err(|error| FabricError::io("rdma_create_id", error))?;
+        if id.bind(address).is_err() {
+            continue;
+        }
+        let device = id.context(&devices).filter(|device| self::kind(device) == Some(kind));
+        // The identifier goes before the list of devices may.
+        drop(id);
+        if let Some(device) = device {
+            return Ok((devices, device));
+        }
+    }
+    let names: Vec<String> = devices.contexts().iter().map(Context::name).collect();
+    let there = match names.as_slice() {
+        [] => "the kernel has no RDMA device".to_owned(),
+        names => format!("no address of this network namespace is one's of {}", names.join(", ")),
+    };
+    Err(FabricError::Invalid(missing(kind, &there)))
+}
+
+fn missing(kind: FabricKind, why: &str) -> String {
+    format!(
+        "no {kind} device: {why}. `testbed up TOPOLOGY --fabric {kind}` makes a lab with them; on this machine \
+         `rdma link add {kind}0 type {kind} netdev INTERFACE` does, as root, where the kernel has {kind}"
+    )
+}
+
+pub(super) fn describe(context: &Context) -> Result<Device, FabricError> {
     let limits = context.limits().map_err(|error| FabricError::io("ibv_query_device", error))?;
     let ports = (1..=limits.ports).map(|number| {
         let attributes = context.port(number).map_err(|error| FabricError::io("ibv_query_port", error))?;

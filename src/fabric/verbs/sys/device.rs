@@ -8,6 +8,8 @@ use std::sync::Arc;
 
 use rdma_sys as ffi;
 
+use super::returned;
+
 /// The devices of this machine, each opened once for the whole process.
 pub(crate) struct Devices {
     list: NonNull<*mut ffi::ibv_context>,
@@ -178,9 +180,4 @@ impl PartialEq for Context {
     fn eq(&self, other: &Self) -> bool {
         self.raw == other.raw
     }
-}
-
-/// The result of a query: 0, an error number, or -1 and errno, depending on the call and its provider.
-fn returned(result: i32) -> io::Result<()> {
-    if result > 0 { Err(io::Error::from_raw_os_error(result)) } else { super::check(result) }
 }

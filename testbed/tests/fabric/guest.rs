@@ -1,0 +1,82 @@
+//! The battery in a lab whose kernel is a User-Mode Linux guest, where there are siw and rxe.
+
+use std::path::PathBuf;
+use std::process::{Command, Output, Stdio};
+
+use testbed::kernel::{Cache, Platform};
+use testbed::topology;
+
+use crate::support::{ADDRESS, FABRIC, skip};
+
+#[test]
+fn the_battery_over_soft() {
+    battery("the_battery_over_soft", "soft");
+}
+
+#[test]
+fn the_battery_over_siw() {
+    battery("the_battery_over_siw", "siw");
+}
+
+#[test]
+fn the_battery_over_rxe() {
+    battery("the_battery_over_rxe", "rxe");
+}
+
+/// A lab of two hosts, taken down at the end.
+struct Lab {
+    directory: tempfile::TempDir,
+}
+
+impl Lab {
+    fn up(fabric: &str) -> Self {
+        let lab = Self { directory: tempfile::tempdir().unwrap() };
+        let output = lab.testbed(&["up", "direct", "--kernel", "uml", "--fabric", fabric]);
+        assert!(output.status.success(), "{output:?}");
+        lab
+    }
+
+    fn testbed(&self, args: &[&str]) -> Output {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_testbed"));
+        for (name, _) in std::env::vars_os() {
+            if name.to_string_lossy().starts_with("TESTBED_") {
+                command.env_remove(name);
+            }
+        }
+        let runtime: PathBuf = self.directory.path().join("run");
+        command.args(args).stdin(Stdio::null()).env("TESTBED_RUNTIME_DIR", runtime).output().unwrap()
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        let output = self.testbed(&["down", "--all"]);
+        assert!(output.status.success() || std::thread::panicking(), "{output:?}");
+    }
+}
+
+/// Runs the battery in one of a lab's hosts.
+fn battery(test: &str, fabric: &str) {
+    if Cache::of_user().and_then(|cache| cache.newest(Platform::Uml)).unwrap().is_none() {
+        return skip(test, "no UML kernel is built; `testbed kernel build` builds one");
+    }
+    let lab = Lab::up(fabric);
+    let address = topology::load("direct").unwrap().hosts[0].address().unwrap();
+    let (fabric, address) = (format!("{FABRIC}={fabric}"), format!("{ADDRESS}={address}"));
+    let this = std::env::current_exe().unwrap();
+    let output = lab.testbed(&[
+        "exec",
+        "server",
+        "--",
+        "env",
+        &fabric,
+        &address,
+        this.to_str().unwrap(),
+        "--test-threads=1",
+        "battery::",
+        "killed::",
+    ]);
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{text}\n{}", String::from_utf8_lossy(&output.stderr));
+    eprintln!("{text}");
+}

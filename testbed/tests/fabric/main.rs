@@ -1,0 +1,9 @@
+//! What every fabric promises, as one battery of tests: run as it is, it tries soft on this machine; `guest` boots a
+//! User-Mode Linux guest and runs this very program in it, over soft, siw and rxe.
+
+#![cfg(feature = "verbs")]
+
+mod battery;
+mod guest;
+mod killed;
+mod support;
