@@ -36,6 +36,7 @@ impl Args {
                 claim: &claim,
                 plan: &question.plan,
                 fabrics: question.fabrics,
+                clock: question.clock,
                 keep: false,
                 cancelled: &cancelled.subscribe(),
             };

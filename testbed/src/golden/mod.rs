@@ -1,12 +1,14 @@
 //! Observations against goldens: normalise, compare, accept.
 //!
-//! A scenario has two goldens: `NAME.snap` for what the protocol promises on every fabric, and `NAME@FABRIC.snap` for
-//! what went over that fabric's wire.
+//! A scenario has a golden `NAME.snap` for what the protocol promises on every fabric, and for each fabric
+//! `NAME@FABRIC.snap` for what goes over its wire and `NAME@FABRIC-times.snap` for when things happen on a virtual clock.
+//! Times are compared with a tolerance ([`TOLERANCE_US`]); all else must be the same to the letter.
 
 mod diff;
 mod names;
 mod snapshot;
 mod text;
+mod times;
 
 use std::fs;
 use std::io;
@@ -15,6 +17,7 @@ use std::path::{Path, PathBuf};
 pub use diff::Diff;
 pub use names::Names;
 pub use text::{Texts, texts};
+pub use times::TOLERANCE_US;
 
 use crate::scenario::{Fabrics, Observation};
 
@@ -24,6 +27,17 @@ pub struct Store {
     folder: PathBuf,
 }
 
+/// One of a scenario's goldens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Golden {
+    /// What the protocol promises, on every fabric.
+    Promised,
+    /// What goes over this fabric's wire.
+    Wire(Fabrics),
+    /// When things happen on this fabric, on a virtual clock.
+    Times(Fabrics),
+}
+
 /// One golden text and what became of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Comparison {
@@ -31,8 +45,10 @@ pub struct Comparison {
     pub file: PathBuf,
     /// How the observation compares.
     pub outcome: Compared,
-    /// What was seen.
+    /// What was seen, with the golden's times where they are near enough.
     seen: String,
+    /// What was seen, as it was measured.
+    measured: String,
     source: String,
     description: String,
 }
@@ -76,11 +92,12 @@ impl Store {
         Self { folder: golden.join("snapshots") }
     }
 
-    /// The file of a scenario's golden; without a fabric, the one for all of them.
-    pub fn file(&self, scenario: &str, fabrics: Option<Fabrics>) -> PathBuf {
-        self.folder.join(match fabrics {
-            None => format!("{scenario}.snap"),
-            Some(fabrics) => format!("{scenario}@{fabrics}.snap"),
+    /// The file of a scenario's golden.
+    pub fn file(&self, scenario: &str, golden: Golden) -> PathBuf {
+        self.folder.join(match golden {
+            Golden::Promised => format!("{scenario}.snap"),
+            Golden::Wire(fabrics) => format!("{scenario}@{fabrics}.snap"),
+            Golden::Times(fabrics) => format!("{scenario}@{fabrics}-times.snap"),
         })
     }
 
@@ -91,27 +108,43 @@ impl Store {
         source: &Path,
         description: &str,
     ) -> Result<Vec<Comparison>, GoldenError> {
-        let Texts { common, fabric } = texts(observation);
-        let both = [(None, common), (Some(observation.fabrics), fabric)];
+        let Texts { common, fabric, times } = texts(observation);
+        let (scenario, fabrics) = (&observation.scenario, observation.fabrics);
+        let all = [
+            (Some(common), Golden::Promised),
+            (Some(fabric), Golden::Wire(fabrics)),
+            (times, Golden::Times(fabrics)),
+        ];
         let mut comparisons = Vec::new();
-        for (fabric, seen) in both {
-            let file = self.file(&observation.scenario, fabric);
-            let seen = snapshot::normal(&seen);
-            let outcome = match snapshot::read(&file)? {
+        for (measured, golden) in all {
+            let Some(measured) = measured else { continue };
+            let file = self.file(scenario, golden);
+            let measured = snapshot::normal(&measured);
+            let expected = snapshot::read(&file)?.map(|expected| snapshot::normal(&expected));
+            let seen = match (&expected, golden) {
+                (Some(expected), Golden::Times(_)) => times::settle(expected, &measured, TOLERANCE_US),
+                _ => measured.clone(),
+            };
+            let outcome = match expected {
                 None => Compared::Missing,
-                Some(expected) => match Diff::new(&snapshot::normal(&expected), &seen) {
+                Some(expected) => match Diff::new(&expected, &seen) {
                     None => Compared::Same,
                     Some(diff) => Compared::Differs(diff),
                 },
             };
-            let source = source.display().to_string();
-            comparisons.push(Comparison { file, outcome, seen, source, description: description.to_owned() });
+            let (source, description) = (source.display().to_string(), description.to_owned());
+            comparisons.push(Comparison { file, outcome, seen, measured, source, description });
         }
         Ok(comparisons)
     }
 }
 
 impl Comparison {
+    /// What was seen, as it was measured: before times that are near enough to the golden's were taken for those.
+    pub fn measured(&self) -> &str {
+        &self.measured
+    }
+
     /// What was seen, as text.
     pub fn seen(&self) -> &str {
         &self.seen

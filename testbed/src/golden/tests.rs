@@ -1,5 +1,5 @@
 use std::collections::BTreeMap;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use rdma_http::events::{Event, Record};
 use rdma_http::fabric::FabricKind;
@@ -8,11 +8,14 @@ use rdma_http::message::Message;
 
 use super::*;
 use crate::agent::protocol::Exit;
+use crate::guest::choice::Clock;
 use crate::scenario::body::Content;
 use crate::scenario::wire::{
-    Conversation, CrcTally, Direction, End, HttpHead, Item, MpaStart, Opening, Run, WireConnection,
+    Conversation, CrcTally, Direction, End, HttpHead, Item, MpaStart, Opening, Run, Times, WireConnection,
 };
-use crate::scenario::{Fabrics, Place, Side};
+use crate::scenario::{Fabrics, Place, Side, Timeline, moments};
+
+const START: Duration = Duration::from_secs(1_184_198_400);
 
 /// What differs between two runs of the same scenario.
 #[derive(Clone, Copy)]
@@ -74,7 +77,7 @@ fn observation(v: Volatile) -> Observation {
         to: Some(v.base + offset),
     };
     let records = |events: Vec<Event>| -> Vec<Record> {
-        events.into_iter().map(|event| Record { at_us: 0, event }).collect()
+        (1..).zip(events).map(|(at, event)| Record { at_us: at * 1000, event }).collect()
     };
     let client_events = records(vec![
         region(v.client_stag, "remote-write"),
@@ -113,7 +116,9 @@ fn observation(v: Volatile) -> Observation {
         })
     };
     let crc = CrcTally { good: u64::from(v.ephemeral), bad: 0, unchecked: 0 };
-    let direction = |items, crc| Direction { items, crc, end: End::Fin };
+    let at = |us| Some(START + Duration::from_micros(us));
+    let wire_times = Times { first: at(50_000), last: at(60_000), end: at(70_000) };
+    let direction = |items, crc| Direction { items, crc, end: End::Fin, times: wire_times };
     let run = Run { stag: v.client_stag, to: v.base, length: 8192, messages: 2 };
     let done = Message::Done { id: v.id, bytes: 8192 }.encode().to_vec();
     let send = Item::Send { message: done, invalidates: None, solicited: false };
@@ -124,6 +129,7 @@ fn observation(v: Volatile) -> Observation {
             opening: Opening::Established,
             forth: direction(vec![head("GET /body.bin HTTP/1.1", &request_headers)], CrcTally::default()),
             back: direction(vec![head("HTTP/1.1 200 OK", &response_headers)], CrcTally::default()),
+            opened: at(1_000),
         },
         WireConnection {
             initiator: server(v.ephemeral),
@@ -131,6 +137,7 @@ fn observation(v: Volatile) -> Observation {
             opening: Opening::Established,
             forth: direction(vec![start(true), Item::Writes(run), send], crc),
             back: direction(vec![start(false)], CrcTally::default()),
+            opened: at(20_000),
         },
     ];
     let body = Some(Content { length: 8192, sha256: "ab".repeat(32) });
@@ -147,6 +154,13 @@ fn observation(v: Volatile) -> Observation {
         served: body.clone(),
         arrived: body,
         wire: Conversation { connections, unanswered_arp: [].into() },
+        timeline: Timeline {
+            took: Duration::from_secs(1),
+            start: START,
+            client: moments(&client_events, 0),
+            server: moments(&server_events, 0),
+        },
+        clock: Clock::Wall,
     }
 }
 
@@ -159,6 +173,28 @@ fn runs_that_differ_in_what_is_volatile_have_the_same_text() {
 fn the_text_tells_the_whole_story() {
     let texts = texts(&observation(ONE));
     insta::assert_snapshot!(format!("{}\n====\n{}", texts.common, texts.fabric));
+}
+
+#[test]
+fn a_virtual_clocks_times_are_told_and_compared_with_a_tolerance() {
+    let timed = |later_us: u64| {
+        let mut observation = observation(ONE);
+        observation.clock = Clock::Virtual;
+        observation.timeline.start -= Duration::from_micros(later_us);
+        observation
+    };
+    insta::assert_snapshot!(texts(&timed(0)).times.unwrap());
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store::new(folder.path());
+    assert_eq!(accept(&store, &timed(0)), [true, true, true]);
+    assert!(folder.path().join("snapshots/get-x@soft-times.snap").exists());
+    let near = &compare(&store, &timed(TOLERANCE_US))[2];
+    assert_eq!(near.outcome, Compared::Same);
+    assert_ne!(near.seen(), near.measured());
+    let far = &compare(&store, &timed(TOLERANCE_US + 1))[2];
+    assert!(matches!(far.outcome, Compared::Differs(_)));
+    // Without a virtual clock there are no times to compare.
+    assert_eq!(compare(&store, &observation(ONE)).len(), 2);
 }
 
 #[test]
@@ -197,7 +233,8 @@ fn accepting_writes_exactly_what_changed() {
     let store = Store::new(folder.path());
     accept(&store, &observation(ONE));
     let old = SystemTime::UNIX_EPOCH;
-    let files = [None, Some(Fabrics::both(FabricKind::Soft))].map(|fabric| store.file("get-x", fabric));
+    let files = [Golden::Promised, Golden::Wire(Fabrics::both(FabricKind::Soft))];
+    let files = files.map(|golden| store.file("get-x", golden));
     for file in &files {
         fs::File::options().write(true).open(file).unwrap().set_modified(old).unwrap();
     }
@@ -215,7 +252,7 @@ fn any_changed_byte_of_a_golden_is_seen_and_placed() {
     let store = Store::new(folder.path());
     let observation = observation(ONE);
     accept(&store, &observation);
-    let file = store.file("get-x", None);
+    let file = store.file("get-x", Golden::Promised);
     let good = fs::read(&file).unwrap();
     let head = good.windows(5).rposition(|w| w == b"\n---\n").unwrap() + 5;
     for at in head..good.len() - 1 {
@@ -237,7 +274,7 @@ fn what_was_seen_is_left_for_review_and_cleared_when_all_is_well() {
     let pending = folder.path().join("snapshots/get-x.snap.new");
     compare(&store, &observation).iter().for_each(Comparison::propose);
     assert_eq!(insta::Snapshot::from_file(&pending).unwrap().metadata().source(), Some("golden/get-x.toml"));
-    fs::rename(&pending, store.file("get-x", None)).unwrap();
+    fs::rename(&pending, store.file("get-x", Golden::Promised)).unwrap();
     compare(&store, &observation).iter().for_each(Comparison::propose);
     assert!(!pending.exists());
     assert_eq!(compare(&store, &observation)[0].outcome, Compared::Same, "what review accepts is the golden");

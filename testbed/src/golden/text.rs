@@ -1,13 +1,16 @@
 //! An observation -> the text that is compared: one for all fabrics, and one of what truly differs between them.
 
 use std::fmt::Write as _;
+use std::time::Duration;
 
 use rdma_http::message::Message;
 
 use super::names::Names;
+use super::times::text as ms;
 use crate::agent::protocol::Exit;
+use crate::guest::choice::Clock;
 use crate::scenario::wire::{Direction, End, Item, MpaStart, Opening, Run, WireConnection};
-use crate::scenario::{Exchange, Observation, Operation, Region, Side};
+use crate::scenario::{Exchange, Moment, Observation, Operation, Region, Side};
 
 /// The golden texts of an observation.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -16,6 +19,8 @@ pub struct Texts {
     pub common: String,
     /// What went over the wire.
     pub fabric: String,
+    /// When it happened, on a virtual clock.
+    pub times: Option<String>,
 }
 
 /// Makes the texts. The names are given in the common one first, so that it does not depend on the fabric.
@@ -23,7 +28,8 @@ pub fn texts(observation: &Observation) -> Texts {
     let mut names = Names::new(observation.place.clone());
     let common = common(observation, &mut names);
     let fabric = wire(observation, &mut names);
-    Texts { common, fabric }
+    let times = (observation.clock == Clock::Virtual).then(|| times(observation, &names));
+    Texts { common, fabric, times }
 }
 
 /// Lines, indented by two spaces a level.
@@ -176,6 +182,44 @@ fn operation(folded: &Folded<'_>, names: &mut Names) -> String {
     }
 }
 
+/// Times count from the start of the client program.
+fn times(observation: &Observation, names: &Names) -> String {
+    let mut page = Page::default();
+    let timeline = &observation.timeline;
+    for (role, moments) in [("client", &timeline.client), ("server", &timeline.server)] {
+        page.section(role, moments, |moment| {
+            let Moment { what, count, first_us, last_us } = moment;
+            match count {
+                1 => format!("{what}: {}", ms(*first_us)),
+                _ => format!("{count} x {what}: from {} to {}", ms(*first_us), ms(*last_us)),
+            }
+        });
+    }
+    let since = |time: Duration| {
+        let us = |time: Duration| i64::try_from(time.as_micros()).unwrap_or(i64::MAX);
+        ms(us(time) - us(timeline.start))
+    };
+    for connection in &observation.wire.connections {
+        let (from, to) = (names.ip(connection.initiator.ip()), names.ip(connection.responder.ip()));
+        page.line(format!("wire, {from} -> {to}"));
+        page.level = 1;
+        if let Some(opened) = connection.opened {
+            page.line(format!("opened: {}", since(opened)));
+        }
+        for (direction, arrow) in [(&connection.forth, '>'), (&connection.back, '<')] {
+            let times = direction.times;
+            if let (Some(first), Some(last)) = (times.first, times.last) {
+                page.line(format!("{arrow} bytes: from {} to {}", since(first), since(last)));
+            }
+            if let Some(end) = times.end {
+                page.line(format!("{arrow} end: {}", since(end)));
+            }
+        }
+        page.level = 0;
+    }
+    page.text
+}
+
 fn wire(observation: &Observation, names: &mut Names) -> String {
     let mut page = Page::default();
     for connection in &observation.wire.connections {
@@ -189,7 +233,7 @@ fn wire(observation: &Observation, names: &mut Names) -> String {
 }
 
 fn connection(page: &mut Page, connection: &WireConnection, names: &mut Names) {
-    let WireConnection { initiator, responder, opening, forth, back } = connection;
+    let WireConnection { initiator, responder, opening, forth, back, opened: _ } = connection;
     let (from, to) = (names.address(*initiator), names.address(*responder));
     page.line(format!(
         "{from} -> {to}: {}",

@@ -110,8 +110,19 @@ impl<W: Write> Human<W> {
         let word = self.paint(if summary.is_good() { "32;1" } else { "31;1" }, &format!("{:>12}", "Summary"));
         let plural = if run == 1 { "" } else { "s" };
         let time = seconds(summary.elapsed);
+        let simulated = match summary.simulated {
+            Some(simulated) => {
+                let ratio = simulated.as_secs_f64() / summary.elapsed.as_secs_f64().max(f64::MIN_POSITIVE);
+                format!("; {:.1} s of virtual time, {ratio:.1} a second", simulated.as_secs_f64())
+            }
+            None => String::new(),
+        };
         let broken = if summary.interrupted { "; interrupted" } else { "" };
-        writeln!(self.out, "{word} [{time}] {run} scenario{plural} run: {}{broken}", parts.join(", "))?;
+        writeln!(
+            self.out,
+            "{word} [{time}] {run} scenario{plural} run: {}{simulated}{broken}",
+            parts.join(", ")
+        )?;
         for explanation in std::mem::take(&mut self.bad) {
             write!(self.out, "\n{explanation}")?;
         }

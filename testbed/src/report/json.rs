@@ -2,11 +2,12 @@
 //!
 //! - `{"event":"started","topology","fabrics":[…],"kernel","clock","lab","scenarios","skipped"}`; `lab` is null where each
 //!   scenario has one of its own, in a guest
-//! - `{"event":"scenario","name","fabric","file","verdict","seconds","goldens":[{"file","outcome","line","diff","seen"}],`
+//! - `{"event":"scenario","name","fabric","file","verdict","seconds","simulated_seconds","goldens":[{"file","outcome","line","diff","seen","measured"}],`
 //!   `"blessed":[…],"violations":[…],"skipped","error":{"message","logs":[{"name","text"}]}}`; `verdict` is `pass`,
 //!   `blessed`, `fail`, `skip` or `error`, `outcome` is `same`, `differs` or `missing`; `error` is null unless the verdict is
 //!   `error`, `skipped` unless it is `skip`: then why
-//! - `{"event":"finished","passed","blessed","failed","skipped","errors","seconds","interrupted"}`
+//! - `{"event":"finished","passed","blessed","failed","skipped","errors","seconds","simulated_seconds",
+//!   "interrupted"}`; `simulated_seconds` are those of a virtual clock, or null
 
 use std::io::{self, Write};
 
@@ -48,6 +49,7 @@ impl<W: Write> Reporter for Json<W> {
                 "skipped": summary.skipped,
                 "errors": summary.errors,
                 "seconds": summary.elapsed.as_secs_f64(),
+                "simulated_seconds": summary.simulated.map(|simulated| simulated.as_secs_f64()),
                 "interrupted": summary.interrupted,
             }),
         };
@@ -64,6 +66,7 @@ fn scenario(finding: &Finding) -> Value {
         "file": finding.file,
         "verdict": finding.verdict().word(),
         "seconds": finding.elapsed.as_secs_f64(),
+        "simulated_seconds": finding.simulated.map(|simulated| simulated.as_secs_f64()),
         "goldens": [],
         "blessed": [],
         "violations": [],
@@ -98,5 +101,6 @@ fn golden(comparison: &Comparison) -> Value {
         "line": comparison.first_line(),
         "diff": diff,
         "seen": comparison.seen(),
+        "measured": comparison.measured(),
     })
 }

@@ -68,6 +68,8 @@ pub struct Finding {
     pub file: PathBuf,
     /// How long it took.
     pub elapsed: Duration,
+    /// How long it took on its lab's virtual clock, if it has one.
+    pub simulated: Option<Duration>,
     /// What came of it.
     pub outcome: Outcome,
 }
@@ -224,14 +226,19 @@ pub struct Summary {
     pub errors: usize,
     /// All of it.
     pub elapsed: Duration,
+    /// The scenarios' times on virtual clocks, in sum; `None` if there was none.
+    pub simulated: Option<Duration>,
     /// Whether it was broken off.
     pub interrupted: bool,
 }
 
 impl Summary {
     /// Counts a scenario.
-    pub fn add(&mut self, verdict: Verdict) {
-        match verdict {
+    pub fn add(&mut self, finding: &Finding) {
+        if let Some(simulated) = finding.simulated {
+            self.simulated = Some(self.simulated.unwrap_or_default() + simulated);
+        }
+        match finding.verdict() {
             Verdict::Pass => self.passed += 1,
             Verdict::Blessed => self.blessed += 1,
             Verdict::Fail => self.failed += 1,

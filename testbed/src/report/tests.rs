@@ -3,8 +3,9 @@ use std::path::Path;
 
 use super::*;
 use crate::golden::Store;
+use crate::guest::choice::Clock;
 use crate::scenario::wire::Conversation;
-use crate::scenario::{Fabrics, Observation, Place, Side};
+use crate::scenario::{Fabrics, Observation, Place, Side, Timeline};
 
 fn observation(program: &str) -> Observation {
     Observation {
@@ -16,13 +17,22 @@ fn observation(program: &str) -> Observation {
         served: None,
         arrived: None,
         wire: Conversation::default(),
+        timeline: Timeline::default(),
+        clock: Clock::Wall,
     }
 }
 
 fn finding(name: &str, outcome: Outcome) -> Finding {
     let file = PathBuf::from(format!("golden/{name}.toml"));
     let fabrics = Fabrics::both(FabricKind::Soft);
-    Finding { name: name.into(), fabrics, file, elapsed: Duration::from_millis(1234), outcome }
+    Finding {
+        name: name.into(),
+        fabrics,
+        file,
+        elapsed: Duration::from_millis(1234),
+        simulated: None,
+        outcome,
+    }
 }
 
 fn observed(comparisons: Vec<Comparison>) -> Outcome {
@@ -70,7 +80,7 @@ fn tell(reporter: &mut dyn Reporter) {
     for finding in &findings {
         reporter.event(&Event::ScenarioStarted { name: &finding.name, fabrics: finding.fabrics }).unwrap();
         reporter.event(&Event::ScenarioFinished(finding)).unwrap();
-        summary.add(finding.verdict());
+        summary.add(finding);
     }
     reporter.event(&Event::Finished(&summary)).unwrap();
     assert!(!summary.is_good());

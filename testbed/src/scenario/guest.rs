@@ -17,6 +17,7 @@ use tokio::net::UnixStream;
 use super::{Fabrics, Observation, RunError, Scenario};
 use crate::agent::frame::FrameReader;
 use crate::agent::protocol::{Blame, MAX_ANSWER, Response};
+use crate::guest::choice::Clock;
 use crate::guest::machine::{Config, Guest, GuestError, Machine};
 use crate::guest::order::{OBSERVE, Order};
 use crate::topology::Plan;
@@ -36,6 +37,8 @@ pub struct Question {
     pub plan: Plan,
     /// What carries RDMA.
     pub fabrics: Fabrics,
+    /// How the guest's clock goes.
+    pub clock: Clock,
 }
 
 impl Question {

@@ -15,6 +15,7 @@ mod program;
 mod run;
 mod select;
 mod settle;
+mod timeline;
 pub mod wire;
 
 pub use claim::Claim;
@@ -27,3 +28,6 @@ pub use library::{Library, LibraryError};
 pub use observation::{Connection, Exchange, Observation, Operation, Place, Region, Side};
 pub use run::{RunError, Runner};
 pub use select::{Partition, PartitionBy, Pattern, SelectError, select};
+#[cfg(test)]
+pub(crate) use timeline::moments;
+pub use timeline::{Moment, Timeline};

@@ -11,10 +11,11 @@ use std::path::PathBuf;
 use rdma_http::events::{Event, Record};
 use serde::{Deserialize, Serialize};
 
-use super::Fabrics;
 use super::body::Content;
 use super::wire::Conversation;
+use super::{Fabrics, Timeline};
 use crate::agent::protocol::Exit;
+use crate::guest::choice::Clock;
 
 /// Everything that a scenario's run showed.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -35,6 +36,10 @@ pub struct Observation {
     pub arrived: Option<Content>,
     /// What went over the wire.
     pub wire: Conversation,
+    /// When things happened.
+    pub timeline: Timeline,
+    /// On which clock: on a virtual one, times are the same from run to run.
+    pub clock: Clock,
 }
 
 /// What is known of the place that a scenario ran in: addresses and directories have names of their own.
@@ -253,6 +258,8 @@ mod tests {
             served: None,
             arrived: None,
             wire: Conversation::default(),
+            timeline: Timeline::default(),
+            clock: Clock::Wall,
         }
     }
 

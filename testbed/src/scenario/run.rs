@@ -5,8 +5,9 @@ use std::fs;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use rdma_http::events;
 use serde::{Deserialize, Serialize};
 use tempfile::TempDir;
 use tokio::sync::watch;
@@ -14,11 +15,13 @@ use tokio::sync::watch;
 use super::body::{self, Content};
 use super::program::{Program as Process, Told, tail};
 use super::settle::settled;
+use super::timeline::{Timeline, moments};
 use super::wire::{self, HttpHead, Opening, WireError};
 use super::{Claim, Exchange, Fabrics, Observation, Place, Placeholders, Program, Scenario, Side};
 use crate::agent::client::{Client, ClientError, Command};
 use crate::agent::protocol::Exit;
 use crate::doctor::install_command;
+use crate::guest::choice::Clock;
 use crate::topology::{HostPlan, InterfacePlan, Plan};
 
 /// How long the server may take to end once it was asked to.
@@ -55,6 +58,8 @@ pub struct Runner<'a> {
     pub plan: &'a Plan,
     /// What carries RDMA.
     pub fabrics: Fabrics,
+    /// How the lab's clock goes.
+    pub clock: Clock,
     /// Leaves the files of every run, in the lab's directory; else they are in the directory for temporary files.
     pub keep: bool,
     /// Becomes true when the run is to be broken off.
@@ -203,7 +208,7 @@ impl Runner<'_> {
             Err(error) if error.kind() == io::ErrorKind::NotFound => None,
             Err(error) => return Err(io_trouble("read what arrived")(error)),
         };
-        let Sides { client, server } = sides;
+        let Sides { client, server, timeline } = sides;
         let mut wire = wire?;
         // What was open before the programs started is not theirs: the last segments of an earlier scenario's.
         wire.connections.retain(|connection| connection.opening != Opening::Unseen);
@@ -216,6 +221,8 @@ impl Runner<'_> {
             served,
             arrived,
             wire,
+            timeline,
+            clock: self.clock,
         })
     }
 
@@ -236,6 +243,11 @@ impl Runner<'_> {
         let program = scenario.client.program;
         let command = client_command(scenario, work, place, address);
         let events = program == Program::RdmaFetch;
+        if self.clock == Clock::Virtual {
+            in_step().await;
+        }
+        let start_us = events::now_us();
+        let start = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let client = Process::start(self.client, program.name(), command, events, client_said.clone()).await;
         let mut client = client.map_err(|error| match error {
             ClientError::NotExecuted { code: 127, message } if program == Program::Curl => {
@@ -251,6 +263,7 @@ impl Runner<'_> {
             }
         };
         let records = client.records().await.map_err(Trouble::Said)?;
+        let mut timeline = Timeline { start, client: moments(&records, start_us), ..Timeline::default() };
         let mut client = Side::new(program.name(), Some(exit), &records);
         if program == Program::Curl {
             client.exchanges = curl_exchanges(&work.heads())?;
@@ -261,8 +274,26 @@ impl Runner<'_> {
             return Err(Trouble::Said(format!("{HTTPD} did not end within {seconds} s of being asked to")));
         };
         let records = server.records().await.map_err(Trouble::Said)?;
-        Ok(Sides { client, server: Side::new(HTTPD, Some(exit?), &records) })
+        timeline.server = moments(&records, start_us);
+        timeline.took = Duration::from_micros(events::now_us().saturating_sub(start_us));
+        Ok(Sides { client, server: Side::new(HTTPD, Some(exit?), &records), timeline })
     }
+}
+
+/// Waits, on a virtual clock, for the next time at which the kernel's slow timers are as they are at all such times. They
+/// expire in steps: of 10 ms each, and by 8 and by 64 of those the further off they are (Linux, `kernel/time/timer.c`,
+/// HZ = 100). So what a timer is rounded to depends on when it was set.
+async fn in_step() {
+    /// A multiple of all steps of timers up to some 40 s.
+    const STEP_US: u64 = 40_960_000;
+    /// From there, so that no scenario's 5 ms are at the edge of a step.
+    const PHASE_US: u64 = 3_000;
+    let now = events::now_us();
+    let left = STEP_US - now % STEP_US + PHASE_US;
+    // By a thread: tokio's timers have steps of their own.
+    let slept = tokio::task::spawn_blocking(move || std::thread::sleep(Duration::from_micros(left)));
+    // It can only be that the runtime ends.
+    let _ = slept.await;
 }
 
 const HTTPD: &str = "rdma-httpd";
@@ -270,6 +301,7 @@ const HTTPD: &str = "rdma-httpd";
 struct Sides {
     client: Side,
     server: Side,
+    timeline: Timeline,
 }
 
 /// What a scenario needs to know of the topology.

@@ -57,15 +57,22 @@ struct Findings {
 }
 
 impl Findings {
-    fn add(&mut self, job: &Job<'_>, elapsed: Duration, outcome: report::Outcome) -> Result<(), Failure> {
+    fn add(
+        &mut self,
+        job: &Job<'_>,
+        elapsed: Duration,
+        simulated: Option<Duration>,
+        outcome: report::Outcome,
+    ) -> Result<(), Failure> {
         let finding = Finding {
             name: job.scenario.name.clone(),
             fabrics: job.fabrics,
             file: job.scenario.file.clone(),
             elapsed,
+            simulated,
             outcome,
         };
-        self.summary.add(finding.verdict());
+        self.summary.add(&finding);
         self.reporters.tell(&Event::ScenarioFinished(&finding))
     }
 
@@ -200,7 +207,7 @@ impl Session<'_> {
         }
         for job in jobs {
             findings.begin(job)?;
-            findings.add(job, Duration::ZERO, lacking(RunError::unavailable(why.to_owned())))?;
+            findings.add(job, Duration::ZERO, None, lacking(RunError::unavailable(why.to_owned())))?;
         }
         Ok(())
     }
@@ -249,6 +256,7 @@ impl Session<'_> {
                 claim: &lab.claim,
                 plan,
                 fabrics: job.fabrics,
+                clock: Clock::Wall,
                 keep: self.args.keep,
                 cancelled,
             };
@@ -257,7 +265,7 @@ impl Session<'_> {
             if *cancelled.borrow() {
                 break;
             }
-            findings.add(job, begun.elapsed(), outcome)?;
+            findings.add(job, begun.elapsed(), None, outcome)?;
         }
         Ok(())
     }
@@ -282,6 +290,7 @@ impl Session<'_> {
                     scenario: job.scenario.clone(),
                     plan: with_devices(self.plan, job.fabrics.device()),
                     fabrics: job.fabrics,
+                    clock: self.args.clock,
                 })
                 .await;
             (begun.elapsed(), seen)
@@ -295,7 +304,9 @@ impl Session<'_> {
                 Ok(_) = interrupted.wait_for(|cancelled| *cancelled) => None,
             };
             let Some((elapsed, seen)) = next else { break };
-            findings.add(job, elapsed, self.judge(job, seen)?)?;
+            let took = seen.as_ref().ok().map(|seen| seen.timeline.took);
+            let simulated = took.filter(|_| self.args.clock == Clock::Virtual);
+            findings.add(job, elapsed, simulated, self.judge(job, seen)?)?;
         }
         Ok(())
     }

@@ -8,6 +8,7 @@ use std::fs::File;
 use std::io::BufReader;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::Path;
+use std::time::Duration;
 
 use etherparse::{LaxNetSlice, LaxSlicedPacket, TransportSlice};
 use pcap_file::pcapng::{Block, PcapNgReader};
@@ -56,10 +57,10 @@ pub(crate) struct Segment<'a> {
     pub payload: &'a [u8],
 }
 
-/// Calls `each` with every frame of the file, in order; stops at the first error.
+/// Calls `each` with every frame of the file and its time since the Unix epoch, in order; stops at the first error.
 pub(crate) fn read(
     file: &Path,
-    mut each: impl FnMut(Frame<'_>) -> Result<(), WireError>,
+    mut each: impl FnMut(Duration, Frame<'_>) -> Result<(), WireError>,
 ) -> Result<(), WireError> {
     let unreadable =
         |error: &dyn std::fmt::Display| WireError::File { file: file.to_owned(), error: error.to_string() };
@@ -72,7 +73,7 @@ pub(crate) fn read(
                 let original = packet.original_len;
                 return Err(WireError::Truncated { file: file.to_owned(), captured, original });
             }
-            each(parse(&packet.data))?;
+            each(packet.timestamp, parse(&packet.data))?;
         }
     }
     Ok(())

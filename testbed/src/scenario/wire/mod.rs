@@ -13,6 +13,7 @@ mod tracker;
 use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -41,6 +42,8 @@ pub struct WireConnection {
     pub forth: Direction,
     /// From the responder to the initiator.
     pub back: Direction,
+    /// When it was opened, since the Unix epoch; `None` if that was not seen.
+    pub opened: Option<Duration>,
 }
 
 /// What became of a SYN.
@@ -65,6 +68,19 @@ pub struct Direction {
     pub crc: CrcTally,
     /// How it ended.
     pub end: End,
+    /// When its bytes were sent.
+    pub times: Times,
+}
+
+/// When a direction's bytes entered the link, since the Unix epoch.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Times {
+    /// Its first bytes, if there were any.
+    pub first: Option<Duration>,
+    /// Its last bytes.
+    pub last: Option<Duration>,
+    /// Its end, if that was seen.
+    pub end: Option<Duration>,
 }
 
 /// How a direction ended.
@@ -208,7 +224,7 @@ pub enum WireError {
 /// Decodes a capture.
 pub fn decode(file: &Path) -> Result<Conversation, WireError> {
     let mut tracker = tracker::Tracker::default();
-    frame::read(file, |frame| tracker.frame(frame))?;
+    frame::read(file, |time, frame| tracker.frame(time, frame))?;
     Ok(tracker.finish())
 }
 

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::net::{Ipv4Addr, SocketAddr};
+use std::time::Duration;
 
 use rdma_http::iwarp::decode::looks_like_mpa;
 
@@ -9,7 +10,7 @@ use super::frame::{Frame, Segment};
 use super::http::{HttpStream, Speaker};
 use super::mpa::MpaConnection;
 use super::reassembly::Reassembly;
-use super::{Conversation, CrcTally, Direction, End, Item, Opening, WireConnection, WireError};
+use super::{Conversation, Direction, End, Item, Opening, Times, WireConnection, WireError};
 
 const MAX_CONNECTIONS: usize = 4096;
 /// The longest beginning that is kept until it is clear which protocol it is.
@@ -31,6 +32,7 @@ struct Flow {
     responder: SocketAddr,
     /// The initiator's first sequence number, if its SYN was seen.
     isn: Option<u32>,
+    opened: Option<Duration>,
     opening: Opening,
     ends: [Side; 2],
     protocol: Protocol,
@@ -40,6 +42,7 @@ struct Flow {
 struct Side {
     reassembly: Reassembly,
     reset: bool,
+    times: Times,
 }
 
 enum Protocol {
@@ -55,9 +58,9 @@ const BACK: usize = 1;
 
 impl Tracker {
     /// Takes the next frame.
-    pub(super) fn frame(&mut self, frame: Frame<'_>) -> Result<(), WireError> {
+    pub(super) fn frame(&mut self, time: Duration, frame: Frame<'_>) -> Result<(), WireError> {
         match frame {
-            Frame::Tcp(segment) => self.segment(&segment),
+            Frame::Tcp(segment) => self.segment(time, &segment),
             Frame::ArpRequest { sender, target } => {
                 self.arp_requests.insert((sender, target));
                 Ok(())
@@ -70,9 +73,12 @@ impl Tracker {
         }
     }
 
-    fn segment(&mut self, segment: &Segment<'_>) -> Result<(), WireError> {
+    fn segment(&mut self, time: Duration, segment: &Segment<'_>) -> Result<(), WireError> {
         let Some((index, way)) = self.flow_of(segment)? else { return Ok(()) };
         let flow = &mut self.flows[index];
+        if segment.syn && way == FORTH {
+            flow.opened.get_or_insert(time);
+        }
         if segment.syn {
             flow.ends[way].reassembly.open(segment.sequence);
             if way == BACK {
@@ -84,6 +90,7 @@ impl Tracker {
                 flow.opening = Opening::Refused;
             } else if !flow.is_over() {
                 flow.ends[way].reset = true;
+                flow.ends[way].times.end.get_or_insert(time);
             }
             return Ok(());
         }
@@ -91,6 +98,14 @@ impl Tracker {
             return Ok(());
         }
         let Flow { ends, protocol, .. } = flow;
+        let times = &mut ends[way].times;
+        if !segment.payload.is_empty() {
+            times.first.get_or_insert(time);
+            times.last = Some(time);
+        }
+        if segment.fin {
+            times.end.get_or_insert(time);
+        }
         ends[way].reassembly.push(segment.sequence, segment.payload, segment.fin, &mut |bytes| {
             protocol.push(way, bytes);
             Ok(())
@@ -125,6 +140,7 @@ impl Tracker {
             initiator: from,
             responder: to,
             isn: opens.then_some(segment.sequence),
+            opened: None,
             opening: if opens { Opening::Unanswered } else { Opening::Unseen },
             ends: <[Side; 2]>::default(),
             protocol: Protocol::Undecided(<[Vec<u8>; 2]>::default()),
@@ -151,6 +167,7 @@ impl Flow {
     fn finish(self) -> WireConnection {
         let [mut forth, mut back] = self.protocol.finish();
         for (direction, side) in [&mut forth, &mut back].into_iter().zip(&self.ends) {
+            direction.times = side.times;
             direction.end = match side {
                 Side { reset: true, .. } => End::Reset,
                 side if side.reassembly.is_finished() => End::Fin,
@@ -167,6 +184,7 @@ impl Flow {
             opening: self.opening,
             forth,
             back,
+            opened: self.opened,
         }
     }
 }
@@ -210,7 +228,7 @@ impl Protocol {
     }
 
     fn finish(self) -> [Direction; 2] {
-        let plain = |items| Direction { items, crc: CrcTally::default(), end: End::default() };
+        let plain = |items| Direction { items, ..Direction::default() };
         let unknown = |length| match length {
             0 => plain(Vec::new()),
             length => plain(vec![Item::Unknown { length }]),
@@ -219,7 +237,7 @@ impl Protocol {
             Self::Undecided(beginnings) => beginnings.map(|beginning| unknown(beginning.len() as u64)),
             Self::Http(streams) => streams.map(|stream| plain(stream.finish())),
             Self::Mpa(connection) => {
-                connection.finish().map(|(items, crc)| Direction { items, crc, end: End::default() })
+                connection.finish().map(|(items, crc)| Direction { items, crc, ..Direction::default() })
             }
             Self::Unknown(lengths) => lengths.map(unknown),
         }
