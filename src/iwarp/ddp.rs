@@ -175,7 +175,7 @@ mod tests {
     use crate::iwarp::golden::hex;
 
     #[test]
-    fn ddp_version_must_be_one() {
+    fn check_41_ddp_version_must_be_one() {
         let tagged = hex("c240 00112233 0000000000001000");
         assert_eq!(Header::decode(&tagged), Err(HeaderError::Version { version: 2, tagged: true }));
         let untagged = hex("4043 00000000 00000000 00000001 00000000");
@@ -183,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn ddp_reserved_bits_ignored() {
+    fn check_42_ddp_reserved_bits_ignored() {
         let (header, _) = Header::decode(&hex("fd40 00112233 0000000000001000")).unwrap();
         let control = Control { last: true, ulp: 0x40 };
         assert_eq!(header, Header::Tagged { control, stag: Stag(0x0011_2233), to: 0x1000 });

@@ -431,7 +431,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn fpdu_boundaries_independent_of_tcp_segments(sizes in proptest::collection::vec(1usize..40, 1..80)) {
+        fn check_36_fpdu_boundaries_independent_of_tcp_segments(sizes in proptest::collection::vec(1usize..40, 1..80)) {
             let mut whole = Decoder::new();
             let mut pieces = Decoder::new();
             for (side, bytes) in conversation() {

@@ -139,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn fpdu_crc_little_endian_golden_vectors() {
+    fn check_33_fpdu_crc_little_endian_golden_vectors() {
         let goldens = [
             golden::WRITE,
             golden::SEND,
@@ -183,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn fpdu_crc_field_present_and_unchecked_when_off() {
+    fn check_34_fpdu_crc_field_present_and_unchecked_when_off() {
         let bytes = hex(golden::RTR_WRITE_NO_CRC);
         let fpdu = Fpdu::split(&bytes).unwrap();
         assert_eq!((fpdu.crc(), fpdu.bytes().len()), (0, 20));
@@ -191,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn fpdu_mulpdu_formula_table() {
+    fn check_38_fpdu_mulpdu_formula_table() {
         let table = [(1448, 1442), (1460, 1454), (8948, 8942), (65483, 64768), (0, 128), (1449, 1442)];
         for (emss, expected) in table {
             assert_eq!(mulpdu(emss), expected, "EMSS {emss}");
@@ -199,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn fpdu_nonzero_pad_accepted() {
+    fn check_32_fpdu_nonzero_pad_accepted() {
         let mut bytes = hex(golden::WRITE);
         bytes[29..32].copy_from_slice(&hex("464748"));
         let crc = crc32c::crc32c(&bytes[..32]).to_le_bytes();
@@ -209,7 +209,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn fpdu_multiple_of_four_with_zero_pad(ulpdu in proptest::collection::vec(any::<u8>(), 0..300)) {
+        fn check_31_fpdu_multiple_of_four_with_zero_pad(ulpdu in proptest::collection::vec(any::<u8>(), 0..300)) {
             let bytes = framed(&ulpdu, true);
             prop_assert_eq!(bytes.len() % 4, 0);
             prop_assert_eq!(bytes.len(), size(ulpdu.len()));

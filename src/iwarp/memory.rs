@@ -153,7 +153,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn mem_bounds_overflow_safe() {
+    fn check_78_mem_bounds_overflow_safe() {
         assert_eq!(locate(0, 10, 2, 8), Ok(2..10));
         assert_eq!(locate(0, 10, 2, 9), Err(Denied::Bounds));
         assert_eq!(locate(0, 10, 11, 0), Err(Denied::Bounds));

@@ -6,6 +6,8 @@
 //! captured conversation with these. [`connection`] takes part in one: [`negotiate`] settles its terms, and [`memory`] is
 //! what it asks of its driver.
 
+#![forbid(unsafe_code)]
+
 use std::fmt;
 
 pub mod connection;

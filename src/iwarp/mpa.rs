@@ -260,14 +260,14 @@ mod tests {
     }
 
     #[test]
-    fn mpa_reply_r_bit_surfaces_reject_with_private_data() {
+    fn check_12_mpa_reply_r_bit_surfaces_reject_with_private_data() {
         let frame = decode(FrameKind::Reply, golden::REPLY_V1_REJECT);
         assert!(frame.reject);
         assert_eq!(frame.private_data, "no");
     }
 
     #[test]
-    fn mpa_enhanced_header_layout_a_b_ird_c_d_ord() {
+    fn check_16_mpa_enhanced_header_layout_a_b_ird_c_d_ord() {
         let both = RtrOptions { send: false, write: true, read: true };
         let frame = decode(FrameKind::Request, golden::REQUEST_V2_P2P);
         assert_eq!(frame.enhanced, Some(Enhanced { peer_to_peer: Some(both), ird: 4, ord: 4 }));
@@ -277,14 +277,14 @@ mod tests {
     }
 
     #[test]
-    fn mpa_flags_bcd_zero_and_ignored_when_a_zero() {
+    fn check_17_mpa_flags_bcd_zero_and_ignored_when_a_zero() {
         let enhanced = Enhanced::decode([0x40, 4, 0xc0, 2]);
         assert_eq!(enhanced, Enhanced { peer_to_peer: None, ird: 4, ord: 2 });
         assert_eq!(enhanced.encode(), [0, 4, 0, 2]);
     }
 
     #[test]
-    fn mpa_req_key_exact_16_bytes() {
+    fn check_01_mpa_req_key_exact_16_bytes() {
         for (kind, text) in [(FrameKind::Request, golden::REQUEST_V1), (FrameKind::Reply, golden::REPLY_V1)] {
             for at in 0..16 {
                 let mut bytes = hex(text);
@@ -296,14 +296,14 @@ mod tests {
     }
 
     #[test]
-    fn mpa_two_initiators_detected() {
+    fn check_26_mpa_two_initiators_detected() {
         let bytes = hex(golden::REQUEST_V1);
         assert_eq!(StartFrame::decode(FrameKind::Reply, &bytes), Err(StartError::TwoInitiators));
         assert_eq!(StartFrame::decode(FrameKind::Reply, &bytes[..10]), Ok(None));
     }
 
     #[test]
-    fn mpa_reserved_flag_bits_sent_zero_ignored_on_receive() {
+    fn check_03_mpa_reserved_flag_bits_sent_zero_ignored_on_receive() {
         let mut bytes = hex(golden::REQUEST_V1);
         bytes[16] |= 0x0f;
         let (frame, _) = StartFrame::decode(FrameKind::Request, &bytes).unwrap().unwrap();
@@ -313,7 +313,7 @@ mod tests {
     }
 
     #[test]
-    fn mpa_r_bit_ignored_in_request() {
+    fn check_11_mpa_r_bit_ignored_in_request() {
         let mut bytes = hex(golden::REQUEST_V1);
         bytes[16] |= FLAG_REJECT;
         let (frame, _) = StartFrame::decode(FrameKind::Request, &bytes).unwrap().unwrap();
@@ -329,7 +329,7 @@ mod tests {
     }
 
     #[test]
-    fn mpa_pd_length_over_512_closes() {
+    fn check_04_mpa_pd_length_over_512_closes() {
         let mut bytes = hex(golden::REQUEST_V1);
         bytes[18..20].copy_from_slice(&513u16.to_be_bytes());
         assert_eq!(
@@ -342,7 +342,7 @@ mod tests {
     }
 
     #[test]
-    fn mpa_pd_length_zero_means_no_data() {
+    fn check_05_mpa_pd_length_zero_means_no_data() {
         let mut bytes = hex(golden::REQUEST_V1);
         bytes.truncate(20);
         bytes[18..20].fill(0);
@@ -351,7 +351,7 @@ mod tests {
     }
 
     #[test]
-    fn mpa_rev_unsupported_closes() {
+    fn check_13_mpa_rev_unsupported_closes() {
         for revision in [0, 3, 255] {
             let mut bytes = hex(golden::REQUEST_V1);
             bytes[17] = revision;

@@ -230,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn mpa_crc_on_if_either_side_sets_c() {
+    fn check_06_mpa_crc_on_if_either_side_sets_c() {
         for (a, b) in [(false, false), (false, true), (true, false), (true, true)] {
             let (ours, theirs) = settle(&Config { crc: a, ..config() }, &Config { crc: b, ..config() });
             assert_eq!((ours.crc, theirs.crc), (a || b, a || b));
@@ -246,14 +246,14 @@ mod tests {
     }
 
     #[test]
-    fn rdmap_ird_tolerates_next_pow2() {
+    fn check_68_rdmap_ird_tolerates_next_pow2() {
         assert_eq!(config().request().enhanced.unwrap().ird, 8);
         assert_eq!(Config { ird: 0, ..config() }.ird(), 0);
         assert_eq!(Config { ird: u16::MAX, ..config() }.ird(), MAX_DEPTH);
     }
 
     #[test]
-    fn mpa_v2_responder_accepts_v1() {
+    fn check_14_mpa_v2_responder_accepts_v1() {
         let initiator = Config { revision: Revision::V1, ..config() };
         let (reply, _, rtr) = respond(&initiator.request(), &config()).unwrap();
         assert_eq!((reply.revision, reply.enhanced, rtr), (Revision::V1, None, false));
@@ -261,7 +261,7 @@ mod tests {
     }
 
     #[test]
-    fn mpa_s1_answered_with_s1_and_s0_with_s0() {
+    fn check_15_mpa_s1_answered_with_s1_and_s0_with_s0() {
         let mut request = config().request();
         assert!(respond(&request, &config()).unwrap().0.enhanced.is_some());
         assert!(reject(&request, Bytes::new()).enhanced.is_some());
@@ -271,13 +271,13 @@ mod tests {
     }
 
     #[test]
-    fn mpa_marker_request_rejected() {
+    fn check_10_mpa_marker_request_rejected_or_honoured() {
         let request = StartFrame { markers: true, ..config().request() };
         assert_eq!(respond(&request, &config()).unwrap_err(), NegotiationError::Markers);
     }
 
     #[test]
-    fn mpa_insufficient_ird_terminates_2_0_06() {
+    fn check_20_mpa_insufficient_ird_terminates_2_0_06() {
         let request = config().request();
         let (mut reply, ..) = respond(&request, &config()).unwrap();
         reply.enhanced = Some(Enhanced { peer_to_peer: None, ird: 1, ord: 9 });
@@ -287,7 +287,7 @@ mod tests {
     }
 
     #[test]
-    fn mpa_no_common_rtr_terminates_2_0_07() {
+    fn check_21_mpa_no_common_rtr_terminates_2_0_07() {
         let initiator = Config { peer_to_peer: true, ..config() };
         let request = initiator.request();
         let (mut reply, _, rtr) = respond(&request, &config()).unwrap();

@@ -228,13 +228,13 @@ mod tests {
     }
 
     #[test]
-    fn rdmap_version_must_be_one_0_2_05() {
+    fn check_56_rdmap_version_must_be_one_0_2_05() {
         let error = Segment::decode(&hex("c180 00112233 0000000000001000")).unwrap_err();
         assert_eq!((error, error.code()), (SegmentError::Version(2), Code::RDMAP_VERSION));
     }
 
     #[test]
-    fn rdmap_unknown_opcode_0_2_06() {
+    fn check_57_rdmap_unknown_opcode_0_2_06() {
         for number in 8..16 {
             let mut ulpdu = hex("4140 00000000 00000000 00000001 00000000");
             ulpdu[1] |= number;
@@ -244,7 +244,7 @@ mod tests {
     }
 
     #[test]
-    fn rdmap_opcode_tag_bit_consistency() {
+    fn check_58_rdmap_opcode_tag_bit_consistency() {
         let tagged_send = Segment::decode(&hex("c143 00112233 0000000000001000")).unwrap_err();
         assert_eq!(tagged_send, SegmentError::Form { opcode: 3, tagged: true });
         let untagged_write = Segment::decode(&hex("4140 00000000 00000000 00000001 00000000")).unwrap_err();

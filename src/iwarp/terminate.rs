@@ -233,7 +233,7 @@ mod tests {
     }
 
     #[test]
-    fn rdmap_terminate_format_rfc_nibbles_and_flags() {
+    fn check_75_rdmap_terminate_format_rfc_nibbles_and_flags() {
         for (text, code) in [
             (golden::TERMINATE_READ, Code::READ_INVALID_STAG),
             (golden::TERMINATE_TAGGED, Code::TAGGED_INVALID_STAG),
@@ -252,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn rdmap_terminate_decodes_siw_le_form() {
+    fn check_75_rdmap_terminate_decodes_siw_le_form() {
         let terminate = Terminate::decode(&body(golden::TERMINATE_CRC_SIW)).unwrap();
         assert_eq!((terminate.code, terminate.form), (Code::MPA_CRC, Form::Siw));
         let terminate = Terminate::decode(&body(golden::TERMINATE_IRD_SIW)).unwrap();

@@ -104,7 +104,7 @@ impl Raw {
 }
 
 #[tokio::test]
-async fn fpdu_crc_error_terminates_2_0_02_and_stops_delivery() {
+async fn check_35_fpdu_crc_error_terminates_2_0_02_and_stops_delivery() {
     let raw = Raw::connected().await;
     let mut bytes = tagged(Opcode::Write, raw.region.stag(), 0, b"0123456789");
     let last = bytes.len() - 1;
@@ -116,7 +116,7 @@ async fn fpdu_crc_error_terminates_2_0_02_and_stops_delivery() {
 }
 
 #[tokio::test]
-async fn fpdu_undersized_length_rejected() {
+async fn check_39_fpdu_undersized_length_rejected() {
     Raw::connected().await.expect(&[0, 13, 0, 0], Code::MPA_LENGTH).await;
 }
 
@@ -141,7 +141,7 @@ async fn a_write_out_of_bounds_1_1_01() {
 }
 
 #[tokio::test]
-async fn mem_write_right_required() {
+async fn check_78_mem_write_right_required() {
     let raw = Raw::connected().await;
     let read_only = raw.pd.register(vec![0; 10], Access::REMOTE_READ).unwrap();
     let bytes = tagged(Opcode::Write, read_only.stag(), 0, b"x");
@@ -168,7 +168,7 @@ async fn reads_that_may_not_be() {
 }
 
 #[tokio::test]
-async fn mem_invalidated_stag_blocks_in_flight_segments() {
+async fn check_79_mem_invalidated_stag_blocks_in_flight_segments() {
     let mut raw = Raw::connected().await;
     // Half of a Write, and a Send in the middle of it, as tagged and untagged messages may mix.
     let control = Control { last: false, ulp: Opcode::Write.control() };
@@ -185,7 +185,7 @@ async fn mem_invalidated_stag_blocks_in_flight_segments() {
 }
 
 #[tokio::test]
-async fn ddp_no_buffer_1_2_02() {
+async fn check_50_ddp_no_buffer_1_2_02() {
     let raw = Raw::connected().await;
     // A receive that nobody waits for any more is not a posted one.
     drop(raw.connection.receive());
@@ -215,7 +215,7 @@ async fn sends_that_may_not_be() {
 }
 
 #[tokio::test]
-async fn close_no_rst_after_terminate() {
+async fn check_80_close_no_rst_after_terminate() {
     let raw = Raw::connected().await;
     // Much more arrives after the error than was read when it was found.
     let mut bytes = tagged(Opcode::Write, Stag(1), 0, b"x");
@@ -224,7 +224,7 @@ async fn close_no_rst_after_terminate() {
 }
 
 #[tokio::test]
-async fn close_eof_mid_fpdu_is_error() {
+async fn check_80_close_eof_mid_fpdu_is_error() {
     let mut raw = Raw::connected().await;
     let bytes = tagged(Opcode::Write, raw.region.stag(), 0, b"0123456789");
     raw.peer.write_all(&bytes[..20]).await.unwrap();
@@ -310,7 +310,7 @@ async fn malformed_and_slow_peers_delay_nobody() {
 }
 
 #[tokio::test]
-async fn mpa_marker_request_rejected() {
+async fn check_10_mpa_marker_request_rejected_or_honoured() {
     let (_fabric, listener) = listen(SoftOptions::default()).await;
     let mut peer = TcpStream::connect(listener.local_addr()).await.unwrap();
     let mut request = hex(golden::REQUEST_V2);
@@ -323,7 +323,7 @@ async fn mpa_marker_request_rejected() {
 }
 
 #[tokio::test]
-async fn mpa_request_timeout() {
+async fn check_27_mpa_request_timeout() {
     let options = SoftOptions { request_timeout: Duration::from_millis(20), ..SoftOptions::default() };
     let (_fabric, listener) = listen(options).await;
     let peer = TcpStream::connect(listener.local_addr()).await.unwrap();
@@ -377,14 +377,14 @@ async fn replies_that_are_none() {
 }
 
 #[tokio::test]
-async fn mpa_reply_timeout() {
+async fn check_27_mpa_reply_timeout() {
     let limit = Duration::from_millis(20);
     let error = connect_to(&hex(golden::REPLY_V2)[..19], false, limit).await.map(drop).unwrap_err();
     assert!(matches!(error, FabricError::TimedOut { verb: "connect", .. }), "{error}");
 }
 
 #[tokio::test]
-async fn mpa_initiator_accepts_fpdu_coalesced_with_reply() {
+async fn check_25_mpa_initiator_accepts_fpdu_coalesced_with_reply() {
     let mut bytes = hex(golden::REPLY_V2);
     bytes.extend(hex(golden::SEND));
     let connection = connect_to(&bytes, false, LONG).await.unwrap();
@@ -425,7 +425,7 @@ async fn a_terminate_fails_everything_with_its_words() {
 }
 
 #[tokio::test]
-async fn fpdu_ulpdu_up_to_65535_received() {
+async fn check_37_fpdu_ulpdu_up_to_65535_received() {
     let (fabric, listener) = listen(SoftOptions::default()).await;
     let pd = fabric.allocate_pd().unwrap();
     let mut peer = TcpStream::connect(listener.local_addr()).await.unwrap();
@@ -439,4 +439,27 @@ async fn fpdu_ulpdu_up_to_65535_received() {
     for _ in 1..=9 {
         assert_eq!(soon(connection.receive()).await.unwrap().message, payload);
     }
+}
+
+#[tokio::test]
+async fn check_29_mpa_private_data_limit_251_towards_siw() {
+    let listener = TcpListener::bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0))).await.unwrap();
+    let to = listener.local_addr().unwrap();
+    let fabric = SoftFabric::default();
+    let pd = fabric.allocate_pd().unwrap();
+    let options =
+        |length| ConnectOptions { private_data: vec![7; length].into(), ..ConnectOptions::default() };
+    let error = fabric.connect(&pd, to, options(252)).await.map(drop).unwrap_err();
+    assert!(matches!(error, FabricError::Invalid(_)), "{error}");
+    // With the enhanced header 251 bytes are 255, the most that siw's eight bits can say.
+    let connect = fabric.connect(&pd, to, options(251));
+    let peer = async {
+        let (mut peer, _) = listener.accept().await.unwrap();
+        let mut request = [0; 20 + 255];
+        peer.read_exact(&mut request).await.unwrap();
+        assert_eq!(request[18..20], 255u16.to_be_bytes());
+        assert_eq!(request[24..], [7; 251]);
+    };
+    let (result, ()) = soon(async { tokio::join!(connect, peer) }).await;
+    assert!(result.is_err(), "the peer went away");
 }

@@ -8,6 +8,8 @@
 //!   with. A peer that sends more is terminated, as on any RDMA fabric.
 //! - A peer that no longer answers is noticed after [`SoftOptions::peer_timeout`], by TCP.
 
+#![forbid(unsafe_code)]
+
 use std::any::Any;
 use std::fs::File;
 use std::net::SocketAddr;
@@ -33,6 +35,8 @@ mod wire;
 
 #[cfg(test)]
 mod bad_peer;
+#[cfg(test)]
+mod simulation;
 #[cfg(test)]
 mod tests;
 

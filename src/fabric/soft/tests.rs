@@ -60,7 +60,7 @@ fn at(region: &Region, to: u64) -> RemoteAddress {
 }
 
 #[tokio::test]
-async fn rdmap_write_then_send_visibility() {
+async fn check_72_rdmap_write_then_send_visibility() {
     for (revision, crc, segment_size) in [
         (Revision::V1, true, SegmentSize::Emss),
         (Revision::V2, false, SegmentSize::Emss),
@@ -141,7 +141,7 @@ async fn private_data_both_ways_and_reject() {
 }
 
 #[tokio::test]
-async fn mpa_responder_holds_fpdus_until_first_fpdu_received() {
+async fn check_24_mpa_responder_holds_fpdus_until_first_fpdu_received() {
     let (a, b) = default_pair().await;
     let early = b.connection.send(Bytes::from_static(b"held"));
     a.connection.send(Bytes::from_static(b"first")).await.unwrap();
@@ -159,7 +159,7 @@ async fn mpa_rtr_lets_the_responder_send_first() {
 }
 
 #[tokio::test]
-async fn rdmap_send_inv_invalidates_before_completion() {
+async fn check_71_rdmap_send_inv_invalidates_before_completion() {
     let (a, b) = default_pair().await;
     let sink = b.region(vec![0; 10], Access::REMOTE_WRITE);
     let source = a.region(vec![1; 10], Access::LOCAL_READ);
@@ -188,7 +188,7 @@ async fn a_source_that_is_gone_fails_its_write_alone() {
 }
 
 #[tokio::test]
-async fn close_graceful_drains_before_fin() {
+async fn check_80_close_graceful_drains_before_fin() {
     let (a, b) = default_pair().await;
     let body = pattern(4_000_000);
     let source = a.region(body.clone(), Access::LOCAL_READ);
@@ -373,7 +373,7 @@ async fn a_stream_that_is_there_becomes_a_connection() {
 
 /// A connection that has talked some other protocol before, up to the same place on both sides.
 #[tokio::test]
-async fn mpa_delayed_start_keeps_buffered_bytes() {
+async fn check_28_mpa_delayed_start_keeps_buffered_bytes() {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::{TcpListener, TcpStream};
     // How much of what follows the switch either side has read already: nothing, some, and more than one frame.
@@ -444,7 +444,7 @@ async fn mpa_delayed_start_of_an_initiator_that_read_ahead() {
 }
 
 #[tokio::test]
-async fn rdmap_solicited_event_signalled() {
+async fn check_70_rdmap_solicited_event_signalled() {
     let (a, b) = default_pair().await;
     let sink = b.region(vec![0; 10], Access::REMOTE_WRITE);
     soon(a.connection.send_solicited(Bytes::from_static(b"se"), None)).await.unwrap();

@@ -9,16 +9,24 @@ use crate::iwarp::memory::{Lent, Reach, locate};
 use crate::iwarp::mpa::Revision;
 use crate::iwarp::rdmap::Opcode;
 
+mod by_hand;
+mod checklist;
+mod checks;
+mod direct;
+mod errors;
 mod operations;
 mod properties;
 mod start_up;
 
-/// Regions with all rights, by STag.
+/// Regions by STag, and why the peer may not touch them, if it may not.
 #[derive(Default)]
-struct Regions(HashMap<Stag, Vec<u8>>);
+struct Regions(HashMap<Stag, Vec<u8>>, Option<Denied>);
 
 impl Regions {
     fn find(&mut self, stag: Stag, to: u64, length: usize) -> Result<&mut [u8], Denied> {
+        if let Some(denied) = self.1 {
+            return Err(denied);
+        }
         let region = self.0.get_mut(&stag).ok_or(Denied::InvalidStag)?;
         let range = locate(0, region.len(), to, length)?;
         Ok(&mut region[range])
@@ -55,6 +63,7 @@ impl Memory for Regions {
     }
 
     fn invalidate(&mut self, stag: Stag) -> Result<(), Denied> {
+        self.1.map_or(Ok(()), Err)?;
         self.0.remove(&stag).map(drop).ok_or(Denied::InvalidStag)
     }
 }

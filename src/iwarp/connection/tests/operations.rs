@@ -3,7 +3,7 @@
 use super::*;
 
 #[test]
-fn rdmap_write_not_surfaced_to_target_ulp() {
+fn check_60_rdmap_write_not_surfaced_to_target_ulp() {
     let mut pair = Pair::default();
     pair.initiator.memory.0.insert(REGION, (0..5000).map(|i| i as u8).collect());
     pair.initiator.connection.post(write(5000));
@@ -32,7 +32,7 @@ fn rdmap_zero_length_skips_all_checks() {
 }
 
 #[test]
-fn rdmap_ord_limit_never_exceeded() {
+fn check_67_rdmap_ord_limit_never_exceeded() {
     let mut pair = Pair::new(Config { ord: 2, ..config() }, config());
     pair.run();
     for _ in 0..7 {
@@ -48,7 +48,7 @@ fn rdmap_ord_limit_never_exceeded() {
 }
 
 #[test]
-fn rdmap_ird_overflow_terminates() {
+fn check_68_rdmap_ird_overflow_terminates() {
     let mut pair = Pair::new(config(), Config { ird: 2, ..config() });
     pair.run();
     pair.initiator.connection.transmitter.ord = 3;
@@ -72,7 +72,7 @@ fn rdmap_read_without_ord_fails_alone() {
 }
 
 #[test]
-fn rdmap_read_after_write_returns_new_data() {
+fn check_73_rdmap_read_after_write_returns_new_data() {
     let mut pair = Pair::default();
     pair.initiator.memory.0.insert(Stag(2 << 8), vec![7; 3000]);
     let source = Stag(2 << 8);
@@ -153,7 +153,7 @@ fn a_sink_that_goes_away_fails_its_read_alone() {
 }
 
 #[test]
-fn rdmap_send_inv_invalidates_before_completion() {
+fn check_71_rdmap_send_inv_invalidates_before_completion() {
     let mut pair = Pair::default();
     let inv =
         |stag| Work::Send { message: Bytes::from_static(b"m"), invalidate: Some(stag), solicited: true };
@@ -169,7 +169,7 @@ fn rdmap_send_inv_invalidates_before_completion() {
 }
 
 #[test]
-fn ddp_msn_starts_at_one_per_queue_and_wraps() {
+fn check_43_ddp_msn_starts_at_one_per_queue_and_wraps() {
     let mut pair = Pair::default();
     pair.initiator.connection.post(send(b"a"));
     pair.run();
@@ -231,7 +231,7 @@ fn the_answers_of_a_half_closed_peer_end_if_their_source_does() {
 }
 
 #[test]
-fn rdmap_first_error_wins() {
+fn check_77_rdmap_first_error_wins() {
     let mut pair = Pair::default();
     pair.run();
     let mut bytes = hex(golden::SEND);

@@ -12,7 +12,7 @@ fn established_with_what_was_settled() {
 }
 
 #[test]
-fn mpa_responder_holds_fpdus_until_first_fpdu_received() {
+fn check_24_mpa_responder_holds_fpdus_until_first_fpdu_received() {
     let mut pair = Pair::default();
     pair.responder.connection.post(send(b"held"));
     pair.run();
@@ -24,7 +24,7 @@ fn mpa_responder_holds_fpdus_until_first_fpdu_received() {
 }
 
 #[test]
-fn mpa_rtr_is_first_fpdu_and_precedes_established() {
+fn check_22_mpa_rtr_is_first_fpdu_and_precedes_established() {
     for (ord, rtr) in [(4, Opcode::Write), (0, Opcode::Write)] {
         let mut pair = Pair::new(Config { peer_to_peer: true, ord, ..config() }, config());
         pair.initiator.connection.post(send(b"posted early"));
@@ -59,7 +59,7 @@ fn an_rtr_read_is_answered_and_seen_by_no_program() {
 }
 
 #[test]
-fn mpa_reply_r_bit_surfaces_reject_with_private_data() {
+fn check_12_mpa_reply_r_bit_surfaces_reject_with_private_data() {
     let mut initiator = End::new(Connection::initiate(config()).unwrap());
     initiator.inbound = hex("4d504120494420526570204672616d65 30020006 00000000 6e6f");
     initiator.take(3);
@@ -69,7 +69,7 @@ fn mpa_reply_r_bit_surfaces_reject_with_private_data() {
 }
 
 #[test]
-fn mpa_insufficient_ird_terminates_2_0_06() {
+fn check_20_mpa_insufficient_ird_terminates_2_0_06() {
     let mut initiator = End::new(Connection::initiate(config()).unwrap());
     initiator.transmit(1000);
     initiator.inbound = hex("4d504120494420526570204672616d65 50020004 00100010");
@@ -81,7 +81,7 @@ fn mpa_insufficient_ird_terminates_2_0_06() {
 }
 
 #[test]
-fn fpdu_start_up_terminate_with_zero_crc_tolerated() {
+fn check_40_fpdu_start_up_terminate_with_zero_crc_tolerated() {
     let mut pair = Pair::default();
     let mut terminate = hex("00164147 00000000 00000002 00000001 00000000 02060100 00000000");
     pair.responder.inbound.append(&mut terminate);
