@@ -1,15 +1,19 @@
 //! An RDMA connection between a server and a client: the fabric's, with our messages on it, telling of all that it does.
 
+use std::future::poll_fn;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll, ready};
 
 use crate::events::{Event, Recorder};
-use crate::fabric::{BoxFuture, Connection, FabricError, RemoteAddress};
+use crate::fabric::{BoxFuture, Completion, Connection, FabricError, Received, Region, RemoteAddress};
 use crate::memory::Source;
 use crate::message::{Message, MessageError};
 
 /// An established connection. Dropping it closes it.
 pub struct Channel {
+    // Kept from one wait to the next: a receive that is given up would take its message along.
+    receiving: Mutex<Option<Completion<Received>>>,
     // Declared before the guard, so that it is closed before that is told.
     connection: Arc<dyn Connection>,
     guard: Closed,
@@ -37,7 +41,11 @@ impl Channel {
     pub fn established(connection: Arc<dyn Connection>, initiator: bool, recorder: &Recorder) -> Self {
         let (local, peer) = (connection.local_addr(), connection.peer_addr());
         recorder.record(Event::RdmaConnected { local, peer, initiator });
-        Self { connection, guard: Closed { local, peer, recorder: recorder.clone() } }
+        Self {
+            receiving: Mutex::default(),
+            connection,
+            guard: Closed { local, peer, recorder: recorder.clone() },
+        }
     }
 
     /// The peer's address.
@@ -46,18 +54,31 @@ impl Channel {
     }
 
     /// RDMA Write of the whole of `source`. Posts at once; the future completes it, and tells.
-    pub fn write(
-        &self,
-        source: &dyn Source,
-        to: RemoteAddress,
-    ) -> BoxFuture<'static, Result<(), FabricError>> {
+    pub fn write(&self, source: &Source, to: RemoteAddress) -> BoxFuture<'static, Result<(), FabricError>> {
         let length = source.length();
-        let completion = self.connection.write(source.region(), source.offset(), length, to);
+        let completion = self.connection.write(source.region(), 0, length, to);
         let recorder = self.guard.recorder.clone();
         Box::pin(async move {
             completion.await?;
             let (stag, to) = (Some(to.stag.0), Some(to.to));
             recorder.record(Event::Operation { op: "write".into(), length: length as u64, stag, to });
+            Ok(())
+        })
+    }
+
+    /// RDMA Read of `length` bytes into the beginning of `sink`. Posts at once; the future completes it, and tells.
+    pub fn read(
+        &self,
+        sink: &Region,
+        length: usize,
+        from: RemoteAddress,
+    ) -> BoxFuture<'static, Result<(), FabricError>> {
+        let completion = self.connection.read(sink, 0, length, from);
+        let recorder = self.guard.recorder.clone();
+        Box::pin(async move {
+            completion.await?;
+            let (stag, to) = (Some(from.stag.0), Some(from.to));
+            recorder.record(Event::Operation { op: "read".into(), length: length as u64, stag, to });
             Ok(())
         })
     }
@@ -71,11 +92,28 @@ impl Channel {
         Ok(())
     }
 
-    /// The next message.
+    /// The next message. A wait that is given up loses none.
     pub async fn receive(&self) -> Result<Message, ReceiveError> {
-        let received = self.connection.receive().await?;
+        poll_fn(|cx| self.poll_receive(cx)).await
+    }
+
+    fn poll_receive(&self, cx: &mut Context<'_>) -> Poll<Result<Message, ReceiveError>> {
+        let mut receiving = self.receiving.lock().unwrap_or_else(PoisonError::into_inner);
+        let receive = receiving.get_or_insert_with(|| self.connection.receive());
+        let received = ready!(receive.as_mut().poll(cx));
+        *receiving = None;
+        let received = received?;
         self.tell("receive", received.message.len());
-        Ok(Message::decode(&received.message)?)
+        Poll::Ready(Ok(Message::decode(&received.message)?))
+    }
+
+    /// Whether the peer has said something although it was not its turn, or is gone.
+    pub async fn is_out_of_turn(&self) -> bool {
+        tokio::select! {
+            biased;
+            _ = self.receive() => true,
+            () = std::future::ready(()) => false,
+        }
     }
 
     fn tell(&self, op: &str, length: usize) {

@@ -66,6 +66,17 @@ pub enum Event {
         /// Its STag.
         stag: u32,
     },
+    /// An RDMA connection's memory is all released: what it took.
+    Memory {
+        /// `static`, `dynamic`, `cache` or `sendfile`.
+        strategy: String,
+        /// How often memory was registered.
+        registrations: u64,
+        /// Bytes that were copied into or out of registered memory.
+        copied: u64,
+        /// Bytes that were registered at one time, at most.
+        pinned: u64,
+    },
     /// An RDMA connection was established.
     RdmaConnected {
         /// Our address.

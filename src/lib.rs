@@ -9,6 +9,7 @@ pub mod cli;
 pub mod client;
 pub mod events;
 pub mod fabric;
+pub mod flow;
 pub mod header;
 pub mod iwarp;
 pub mod memory;

@@ -14,6 +14,7 @@ use tracing_subscriber::EnvFilter;
 use crate::events::Recorder;
 use crate::fabric::soft::{SoftFabric, SoftOptions};
 use crate::fabric::{Fabric, FabricKind};
+use crate::memory::Strategy;
 
 /// Wrong usage.
 pub(super) const USAGE: u8 = 2;
@@ -32,6 +33,12 @@ pub(super) struct Common {
     #[arg(long, value_enum, default_value_t = OnOff::On, value_name = "on|off", env = "RDMA_CRC")]
     pub(super) crc: OnOff,
 
+    /// How memory gets registered: dynamic (each buffer, for one transfer), static (buffers that stay registered as long as
+    /// an RDMA connection lives; one copy of each byte), cache (the same, registered as they are needed), sendfile (a file
+    /// goes as it lies in the page cache)
+    #[arg(long, value_enum, default_value_t = MemoryName::Dynamic, env = "RDMA_MEMORY")]
+    pub(super) memory: MemoryName,
+
     /// Write what happens as JSON lines to FILE, or to standard output for -
     #[arg(long, value_name = "FILE", env = "RDMA_EVENTS")]
     pub(super) events: Option<PathBuf>,
@@ -46,6 +53,25 @@ pub(super) enum FabricName {
     Soft,
     Siw,
     Rxe,
+}
+
+#[derive(clap::ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum MemoryName {
+    Static,
+    Dynamic,
+    Cache,
+    Sendfile,
+}
+
+impl MemoryName {
+    pub(super) fn strategy(self) -> Strategy {
+        match self {
+            Self::Static => Strategy::Static,
+            Self::Dynamic => Strategy::Dynamic,
+            Self::Cache => Strategy::Cache,
+            Self::Sendfile => Strategy::Sendfile,
+        }
+    }
 }
 
 #[derive(clap::ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]

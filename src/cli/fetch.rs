@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use clap::Parser;
-use http::{HeaderMap, HeaderName, HeaderValue};
+use http::{HeaderMap, HeaderName, HeaderValue, Method};
 use serde::Serialize;
 use url::Url;
 
@@ -18,8 +18,10 @@ use super::output::Output;
 use super::progress::Progress;
 use super::verbose::Verbose;
 use crate::channel::ReceiveError;
-use crate::client::{Advertise, Client, ClientError, Options, Response, Via};
+use crate::client::{Advertise, Client, ClientError, Connect, Options, Response, Upload, Via};
 use crate::events::{Event, Recorder};
+use crate::flow::FlowError;
+use crate::header::Mode;
 
 /// Fetches a URL over HTTP, the body by RDMA where the server can
 #[derive(Parser, Debug)]
@@ -44,6 +46,7 @@ Exit codes (curl's, where it has one):
   18  the transfer broke off
   22  an HTTP error, with --fail
   23  the output could not be written
+  26  the file to send could not be read, or was changed meanwhile
   28  a time limit passed
   60  the body came over TCP, with --require-rdma
  130, 143  ended by SIGINT, SIGTERM"
@@ -57,9 +60,38 @@ struct Args {
     #[arg(short, long, value_name = "FILE", env = "RDMA_FETCH_OUTPUT")]
     output: Option<PathBuf>,
 
-    /// How the body may come: auto (by RDMA if the server can), server-writes (the same, in this mode), plain (TCP only)
+    /// Who moves the bytes: auto (server-writes for a download, client-writes for an upload), one of the four modes, or plain
+    /// (TCP only). A mode for the other direction offers nothing
     #[arg(long, value_enum, default_value_t = ModeName::Auto, env = "RDMA_FETCH_MODE")]
     mode: ModeName,
+
+    /// How the RDMA connection comes about: server (the server connects to us), client (we connect to the server, which must
+    /// have --rdma-listen), auto (server, and client once that has failed)
+    #[arg(long, value_enum, default_value_t = ConnectName::Auto, env = "RDMA_FETCH_CONNECT")]
+    connect: ConnectName,
+
+    /// Send FILE, with PUT unless -X says POST
+    #[arg(short = 'T', long, value_name = "FILE", env = "RDMA_FETCH_UPLOAD_FILE")]
+    upload_file: Option<PathBuf>,
+
+    /// The method: GET or HEAD; with --upload-file PUT or POST
+    #[arg(short = 'X', long, value_name = "METHOD", env = "RDMA_FETCH_REQUEST")]
+    request: Option<Method>,
+
+    /// Ask for the head only, and print it
+    #[arg(short = 'I', long, conflicts_with = "upload_file", env = "RDMA_FETCH_HEAD")]
+    head: bool,
+
+    /// Ask for these bytes only: FIRST-LAST, FIRST- or -COUNT
+    #[arg(
+        short,
+        long,
+        value_name = "RANGE",
+        allow_hyphen_values = true,
+        conflicts_with = "upload_file",
+        env = "RDMA_FETCH_RANGE"
+    )]
+    range: Option<String>,
 
     /// Fail if the body comes over TCP
     #[arg(long, env = "RDMA_FETCH_REQUIRE_RDMA")]
@@ -69,8 +101,8 @@ struct Args {
     #[arg(short, long, env = "RDMA_FETCH_FAIL")]
     fail: bool,
 
-    /// The largest body that may come by RDMA; longer ones come over TCP
-    #[arg(long, value_name = "BYTES", default_value = "1GiB", value_parser = bytes, env = "RDMA_FETCH_MAXLEN")]
+    /// Bytes of the region that is offered for a body; a longer body is written round and round in it
+    #[arg(long, value_name = "BYTES", default_value = "64MiB", value_parser = bytes, env = "RDMA_FETCH_MAXLEN")]
     maxlen: u64,
 
     /// Send this field too; may be repeated
@@ -99,8 +131,8 @@ struct Args {
     )]
     connect_timeout: Duration,
 
-    /// How long each wait may take: for the response (which a server sends after the whole RDMA transfer), for the end of
-    /// the transfer, for the next part of a body
+    /// How long each wait may take: for the response (which a server sends after the RDMA transfer of a body that fits
+    /// --maxlen), for the end of the transfer, for the next part of a body
     #[arg(long, value_name = "SECONDS", default_value = "300", value_parser = seconds, env = "RDMA_FETCH_TIMEOUT")]
     timeout: Duration,
 
@@ -120,7 +152,17 @@ struct Args {
 enum ModeName {
     Auto,
     ServerWrites,
+    ClientReads,
+    ClientWrites,
+    ServerReads,
     Plain,
+}
+
+#[derive(clap::ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+enum ConnectName {
+    Auto,
+    Server,
+    Client,
 }
 
 /// What `--json` prints.
@@ -212,8 +254,15 @@ async fn fetch(args: &Args, url: &Url, output: PathBuf, recorder: &Recorder) -> 
     let host = url.host_str().unwrap_or_default();
     let mut connection = client.connect(host, url.port_or_known_default().unwrap_or(80)).await?;
     progress.waiting("waiting for the response, or receiving by RDMA,");
-    let response =
-        connection.get(&url[url::Position::BeforePath..url::Position::AfterQuery], args.headers()).await?;
+    let target = &url[url::Position::BeforePath..url::Position::AfterQuery];
+    let response = match &args.upload_file {
+        None => connection.request(args.method(), target, args.headers()).await?,
+        Some(path) => {
+            let upload = Upload::open(path)
+                .map_err(|error| Failure(26, format!("cannot read {}: {error}", path.display())))?;
+            connection.upload(args.method(), target, args.headers(), &upload).await?
+        }
+    };
     let received = receive(args, response, &output, &progress).await;
     drop(progress);
     // Also after a failure: an orderly close tells the server at once.
@@ -294,6 +343,20 @@ impl Args {
             listen: self.rdma_listen,
             advertise: self.advertise,
             crc: self.common.crc == OnOff::On,
+            mode: match self.mode {
+                ModeName::Auto | ModeName::Plain => None,
+                ModeName::ServerWrites => Some(Mode::ServerWrites),
+                ModeName::ClientReads => Some(Mode::ClientReads),
+                ModeName::ClientWrites => Some(Mode::ClientWrites),
+                ModeName::ServerReads => Some(Mode::ServerReads),
+            },
+            connect: match self.connect {
+                ConnectName::Auto => Connect::Auto,
+                ConnectName::Server => Connect::Server,
+                ConnectName::Client => Connect::Client,
+            },
+            memory: self.common.memory.strategy(),
+            ..Options::default()
         };
         let fabric = (self.mode != ModeName::Plain).then(|| self.common.open_fabric()).transpose();
         let fabric = fabric.map_err(|error| Failure(NO_FABRIC, error))?;
@@ -301,11 +364,23 @@ impl Args {
         Ok(if self.verbose { client.with_observer(Arc::new(Verbose)) } else { client })
     }
 
+    fn method(&self) -> Method {
+        match (&self.request, &self.upload_file, self.head) {
+            (Some(method), ..) => method.clone(),
+            (None, Some(_), _) => Method::PUT,
+            (None, None, true) => Method::HEAD,
+            (None, None, false) => Method::GET,
+        }
+    }
+
     fn headers(&self) -> HeaderMap {
         let mut headers = HeaderMap::new();
         let agent = concat!("rdma-fetch/", env!("CARGO_PKG_VERSION"));
         headers.insert(http::header::USER_AGENT, HeaderValue::from_static(agent));
         headers.insert(http::header::ACCEPT, HeaderValue::from_static("*/*"));
+        if let Some(range) = self.range.as_ref().and_then(|range| format!("bytes={range}").parse().ok()) {
+            headers.insert(http::header::RANGE, range);
+        }
         for (name, _) in &self.header {
             headers.remove(name);
         }
@@ -330,7 +405,9 @@ impl From<ClientError> for Failure {
             ClientError::Request(_) => USAGE,
             ClientError::Field(_)
             | ClientError::Protocol(_)
-            | ClientError::TransferBroken(ReceiveError::Message(_)) => 8,
+            | ClientError::TransferBroken(ReceiveError::Message(_))
+            | ClientError::FlowBroken(FlowError::Protocol(_)) => 8,
+            ClientError::Upload(_) => 26,
             ClientError::Broken { source, .. } if source.is_parse() => 8,
             _ => 18,
         };

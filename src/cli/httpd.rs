@@ -10,11 +10,10 @@ use clap::Parser;
 use ipnet::IpNet;
 use tokio::net::TcpListener;
 use tower::Layer;
-use tower_http::services::ServeDir;
 
 use super::common::{Common, NO_FABRIC, OnOff, Signals, USAGE, block_on, bytes, parse, seconds};
 use crate::events::{Event, Recorder};
-use crate::server::{RdmaConfig, RdmaLayer, ServeOptions, serve};
+use crate::server::{Files, RdmaConfig, RdmaLayer, ServeOptions, serve};
 
 /// Serves the files under a directory over HTTP, by RDMA to whoever offers memory for them
 #[derive(Parser, Debug)]
@@ -26,13 +25,14 @@ Examples:
   rdma-httpd --root /srv --listen 10.0.0.1:8080
   rdma-httpd --root . --listen '[::1]:0' --events -
   rdma-httpd --root /srv --listen 0.0.0.0:8080 --allow-rdma-to 10.1.0.0/16
+  rdma-httpd --root /srv/drop --listen 10.0.0.1:8080 --allow-upload
 
 It prints where it listens. SIGTERM and SIGINT let requests under way finish; a second one ends it at once.
 
 Exit codes: 0 stopped by a signal, 1 it could not start, 2 wrong usage, 3 the fabric of --fabric is not there,
 130 and 143 ended by a second signal.
 
-Anybody who can reach the port can read every file under the directory."
+Anybody who can reach the port can read every file under the directory, and with --allow-upload write there."
 )]
 struct Args {
     /// The directory to serve
@@ -56,11 +56,19 @@ struct Args {
     )]
     allow_rdma_to: Vec<IpNet>,
 
-    /// Bytes of one RDMA Write
+    /// Accept RDMA connections of clients here; without it only the server connects
+    #[arg(long, value_name = "ADDR:PORT", env = "RDMA_HTTPD_RDMA_LISTEN")]
+    rdma_listen: Option<SocketAddr>,
+
+    /// Take files: PUT makes or replaces one, POST makes one that is not there
+    #[arg(long, env = "RDMA_HTTPD_ALLOW_UPLOAD")]
+    allow_upload: bool,
+
+    /// Bytes of one RDMA Write or Read
     #[arg(long, value_name = "BYTES", default_value = "1MiB", value_parser = chunk, env = "RDMA_HTTPD_CHUNK_SIZE")]
     chunk_size: usize,
 
-    /// Writes in flight for one transfer
+    /// Writes or Reads in flight for one transfer
     #[arg(
         long,
         value_name = "N",
@@ -179,7 +187,10 @@ async fn run(args: &Args, recorder: Recorder) -> Result<ExitCode, String> {
     let address = listener.local_addr().map_err(|error| format!("--listen {}: {error}", args.listen))?;
 
     let layer = RdmaLayer::new(fabric, args.rdma(), recorder.clone());
-    let files = layer.layer(ServeDir::new(root).with_buf_chunk_size(args.chunk_size.min(1 << 20)));
+    if let Some(to) = args.rdma_listen {
+        layer.accept_clients(to).await.map_err(|error| format!("--rdma-listen {to}: {error}"))?;
+    }
+    let files = layer.layer(Files::new(root, args.chunk_size.min(1 << 20), args.allow_upload));
 
     // With `--events -` standard output belongs to the events, which say the same.
     if args.common.events.as_ref().is_none_or(|path| path.as_os_str() != "-") {
@@ -231,6 +242,7 @@ impl Args {
             stall_timeout: self.stall_timeout,
             allow: self.allow_rdma_to.clone(),
             crc: self.common.crc == OnOff::On,
+            memory: self.common.memory.strategy(),
         }
     }
 

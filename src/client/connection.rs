@@ -2,38 +2,49 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::Request;
-use http::header::{HOST, HeaderValue};
+use http::header::{HOST, HeaderMap, HeaderValue};
 use http::response::Parts;
-use http_body_util::Empty;
+use http::{Method, Request};
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt, Empty};
 use hyper::body::Incoming;
 use hyper::client::conn::http1::SendRequest;
 use hyper_util::rt::TokioIo;
 use tokio::net::{TcpStream, lookup_host};
+use tokio::sync::Mutex;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
-use super::response::{Body, Response, Via};
-use super::sink::{Receiver, Sink};
+use super::endpoint::Endpoint;
+use super::response::{Body, Coming, Response, Via};
+use super::route::Offered;
 use super::{Client, ClientError};
 use crate::channel::Channel;
-use crate::events::{Event, head};
-use crate::header::{Offer, Outcome, RDMA, Reason, TransferId};
+use crate::events::{Event, Recorder, head};
+use crate::flow::{BoxError, Pull, Ring};
+use crate::header::{Mode, Outcome, RDMA, Reason, TransferId};
+use crate::memory::Sink;
 use crate::message::Message;
 
 /// A connection to a server. Exchanges go one after the other; a response's body must be read before the next.
 pub struct HttpConnection {
-    client: Client,
-    sender: SendRequest<Empty<Bytes>>,
+    pub(super) client: Client,
+    sender: SendRequest<RequestBody>,
     driver: Driver,
     host: HeaderValue,
-    local: SocketAddr,
-    peer: SocketAddr,
-    receiver: Option<Receiver>,
+    /// As it was asked for.
+    server: (String, u16),
+    pub(super) local: SocketAddr,
+    pub(super) peer: SocketAddr,
+    /// Our end of RDMA; a body that comes by RDMA holds on to it.
+    pub(super) endpoint: Arc<Mutex<Endpoint>>,
+    /// Whether the server has shown that it cannot reach us.
+    pub(super) out_of_reach: bool,
 }
 
 /// The task that moves the bytes; ends with the connection.
@@ -58,6 +69,7 @@ impl HttpConnection {
         let peer = stream.peer_addr().map_err(unnamed)?;
         crate::server::prepare(&stream, client.options.timeout);
         client.observer.note(&format!("Connected to {peer} from {local}"));
+        let server = (host.to_owned(), port);
         let host = if port == 80 { host.to_owned() } else { format!("{host}:{port}") };
         let host = HeaderValue::try_from(host).map_err(|error| ClientError::Request(error.into()))?;
         let (sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
@@ -68,7 +80,8 @@ impl HttpConnection {
                 tracing::debug!(%peer, %error, "HTTP connection ended");
             }
         }));
-        Ok(Self { client, sender, driver, host, local, peer, receiver: None })
+        let endpoint = Arc::default();
+        Ok(Self { client, sender, driver, host, server, local, peer, endpoint, out_of_reach: false })
     }
 
     /// The server's address.
@@ -76,19 +89,27 @@ impl HttpConnection {
         self.peer
     }
 
-    /// GET `target` (path and query) with these fields, and `Host` if it is not among them. If the server gives up an RDMA transfer, it is asked
-    /// once more without an offer.
-    pub async fn get(&mut self, target: &str, headers: http::HeaderMap) -> Result<Response, ClientError> {
-        self.ready().await?;
-        let sink = self.sink().await;
-        let mut request = Request::get(target).body(()).map_err(ClientError::Request)?;
-        *request.headers_mut() = headers;
-        request.headers_mut().entry(HOST).or_insert_with(|| self.host.clone());
-        let Some(sink) = sink else { return self.plain(request, None).await };
+    /// GET `target` (path and query) with these fields, and `Host` if it is not among them. If the server gives up an RDMA
+    /// transfer, it is asked once more without an offer.
+    pub async fn get(&mut self, target: &str, headers: HeaderMap) -> Result<Response, ClientError> {
+        self.request(Method::GET, target, headers).await
+    }
 
-        let mut offered = request.clone();
-        offered.headers_mut().insert(RDMA, sink.offer.to_value());
-        match self.offering(offered, sink).await {
+    /// The same with another method, for a request without a body. RDMA is offered for a GET only.
+    pub async fn request(
+        &mut self,
+        method: Method,
+        target: &str,
+        headers: HeaderMap,
+    ) -> Result<Response, ClientError> {
+        let request = self.head(method, target, headers)?;
+        let offered = match *request.method() {
+            Method::GET => self.offer_sink().await,
+            _ => None,
+        };
+        let Some(offered) = offered else { return self.plain(request, None).await };
+        self.ready().await?;
+        match self.offering(request.clone(), offered).await {
             Err(ClientError::TransferFailed(reason)) => {
                 tracing::warn!(%reason, "the server gave up the RDMA transfer; asking again without RDMA");
                 self.fall_back(&reason);
@@ -98,42 +119,30 @@ impl HttpConnection {
         }
     }
 
+    /// A request's head with all that goes with every request.
+    pub(super) fn head(
+        &self,
+        method: Method,
+        target: &str,
+        headers: HeaderMap,
+    ) -> Result<Request<()>, ClientError> {
+        let request = Request::builder().method(method).uri(target);
+        let mut request = request.body(()).map_err(ClientError::Request)?;
+        *request.headers_mut() = headers;
+        request.headers_mut().entry(HOST).or_insert_with(|| self.host.clone());
+        Ok(request)
+    }
+
     /// Closes both connections in good order.
     pub async fn close(mut self) {
-        if let Some(receiver) = self.receiver.take() {
-            receiver.close().await;
-        }
+        self.endpoint.lock().await.close().await;
         drop(self.sender);
         // Ends by itself once nobody can send, but for a server that sends without being asked.
         let _ = timeout(Duration::from_secs(1), &mut self.driver.0).await;
     }
 
-    /// Memory to offer, or `None` if that is not wanted or not possible; then the exchange is plain.
-    async fn sink(&mut self) -> Option<Sink> {
-        let client = self.client.clone();
-        let fabric = client.fabric.as_deref()?;
-        let made = async {
-            let mut receiver = match self.receiver.take() {
-                Some(receiver) => receiver,
-                None => Receiver::open(fabric, self.local, &client.options, &client.recorder).await?,
-            };
-            receiver.discard_closed().await;
-            let sink = receiver.offer(client.options.maxlen);
-            self.receiver = Some(receiver);
-            sink
-        };
-        match made.await {
-            Ok(sink) => Some(sink),
-            Err(error) => {
-                tracing::warn!(%error, "no RDMA on our side; fetching by TCP");
-                self.fall_back(&Reason::FABRIC);
-                None
-            }
-        }
-    }
-
     /// Waits until what was sent before is through.
-    async fn ready(&mut self) -> Result<(), ClientError> {
+    pub(super) async fn ready(&mut self) -> Result<(), ClientError> {
         let (peer, limit) = (self.peer, self.client.options.timeout);
         match timeout(limit, self.sender.ready()).await {
             Err(_) => Err(ClientError::TimedOut { peer, what: "end of the exchange before", limit }),
@@ -143,51 +152,86 @@ impl HttpConnection {
         }
     }
 
-    async fn plain(&mut self, request: Request<()>, reason: Option<Reason>) -> Result<Response, ClientError> {
+    pub(super) async fn plain(
+        &mut self,
+        request: Request<()>,
+        reason: Option<Reason>,
+    ) -> Result<Response, ClientError> {
+        self.renew().await?;
         self.ready().await?;
         let exchange = self.tell_request(&request);
         let limit = self.client.options.timeout;
-        let (head, incoming) = self.send(request, limit).await?;
+        let (head, incoming) = self.send(request.map(|()| empty()), limit).await?;
         self.tell_response(exchange, &head);
         Ok(self.by_tcp(head, incoming, reason))
     }
 
-    async fn offering(&mut self, request: Request<()>, sink: Sink) -> Result<Response, ClientError> {
+    /// Connects anew if the server has ended the HTTP connection: it may do so after any response.
+    pub(super) async fn renew(&mut self) -> Result<(), ClientError> {
+        if self.sender.is_closed() {
+            self.endpoint.lock().await.close().await;
+            let (host, port) = (self.server.0.clone(), self.server.1);
+            *self = Self::open(self.client.clone(), &host, port).await?;
+        }
+        Ok(())
+    }
+
+    async fn offering(
+        &mut self,
+        mut request: Request<()>,
+        offered: Offered,
+    ) -> Result<Response, ClientError> {
+        let Offered { offer, id, sink, mut endpoint } = offered;
+        request.headers_mut().insert(RDMA, offer.to_value());
         let exchange = self.tell_request(&request);
-        let limit = self.client.options.timeout;
-        let answer = self.send(request, limit);
-        let Some(receiver) = self.receiver.as_mut() else {
-            return Err(ClientError::Protocol("an offer without a listener".into()));
+        let options = &self.client.options;
+        let (limit, limits, crc) = (options.timeout, options.limits(), options.crc);
+        let recorder = self.client.recorder.clone();
+        let answer = self.send(request.map(|()| empty()), limit);
+        let (head, incoming) = {
+            let (answer, accepted) =
+                answer_and_connection(answer, &endpoint, id, (crc, &recorder), limit).await;
+            if let Some(connection) = accepted? {
+                endpoint.keep(offer.route, connection);
+            }
+            answer?
         };
-        let (head, incoming) = answer_and_connection(answer, receiver, &sink.offer, limit).await?;
         self.tell_response(exchange, &head);
         match Outcome::of(&head.headers)? {
-            Some(Outcome::Done { mode, bytes, id }) => {
-                if mode != sink.offer.mode || id != sink.offer.id || bytes > sink.offer.maxlen {
-                    let offer = sink.offer.to_value();
-                    return Err(ClientError::Protocol(format!(
-                        "it answered {:?} to {offer:?}",
-                        head.headers.get(RDMA)
-                    )));
-                }
-                let memory = self.complete(sink, bytes).await?;
-                let body = Body::rdma(memory, self.client.recorder.clone());
+            Some(Outcome::Done { mode: Mode::ServerWrites, bytes, id: theirs })
+                if offer.mode == Mode::ServerWrites
+                    && theirs == Some(id)
+                    && offer.region.is_some_and(|region| bytes <= region.maxlen) =>
+            {
+                let memory = self.complete(&mut endpoint, sink, id, bytes).await?;
+                Ok(Response { head, via: Via::Rdma(offer.mode), body: Body::rdma(memory, recorder) })
+            }
+            Some(Outcome::Under { mode, bytes, id: theirs }) if mode == offer.mode && theirs == id => {
+                let coming = match sink {
+                    Some(sink) => Coming::Written(Ring::new(id, sink, bytes)),
+                    None => Coming::Read(Pull::new(id, None, bytes)),
+                };
+                let http = (incoming, self.peer);
+                let body = Body::flow(coming, endpoint, limits, bytes, http, recorder);
                 Ok(Response { head, via: Via::Rdma(mode), body })
             }
-            Some(Outcome::Fallback { reason }) => {
-                drop(sink);
-                self.fall_back(&reason);
-                Ok(self.by_tcp(head, incoming, Some(reason)))
+            Some(Outcome::Done { .. } | Outcome::Under { .. } | Outcome::Accept { .. }) => {
+                endpoint.discard();
+                let (answered, offer) = (head.headers.get(RDMA), offer.to_value());
+                Err(ClientError::Protocol(format!("it answered {answered:?} to {offer:?}")))
             }
             Some(Outcome::Failed { reason }) => {
                 drop(sink);
-                self.discard();
+                endpoint.discard();
                 // Its few bytes are in the way of the next exchange.
                 self.by_tcp(head, incoming, None).body.skip(64 << 10).await?;
                 Err(ClientError::TransferFailed(reason))
             }
+            Some(Outcome::Fallback { reason }) => {
+                self.learn(&offer, &reason);
+                Ok(self.by_tcp(head, incoming, Some(reason)))
+            }
             None => {
-                drop(sink);
                 let reason = Reason::NOT_ANSWERED;
                 self.fall_back(&reason);
                 Ok(self.by_tcp(head, incoming, Some(reason)))
@@ -196,58 +240,57 @@ impl HttpConnection {
     }
 
     /// Waits for the transfer's last message, ends the registration, and returns the body.
-    async fn complete(&mut self, sink: Sink, bytes: u64) -> Result<Vec<u8>, ClientError> {
+    async fn complete(
+        &self,
+        endpoint: &mut Endpoint,
+        sink: Option<Sink>,
+        id: TransferId,
+        bytes: u64,
+    ) -> Result<Vec<u8>, ClientError> {
         let limit = self.client.options.timeout;
         let peer = self.peer;
-        let channel = self.receiver.as_ref().and_then(Receiver::channel);
-        let Some(channel) = channel else {
+        let (Some(link), Some(sink)) = (endpoint.link(), sink) else {
             return Err(ClientError::Protocol("it says that it wrote, and never connected".into()));
         };
-        let message = match timeout(limit, channel.receive()).await {
+        let message = match timeout(limit, link.channel.receive()).await {
             Err(_) => Err(ClientError::TimedOut { peer, what: "end of the RDMA transfer", limit }),
             Ok(Err(error)) => Err(ClientError::TransferBroken(error)),
             Ok(Ok(message)) => Ok(message),
         };
-        let wanted = sink.offer.id.map(|id| Message::Done { id, bytes });
+        let wanted = Message::Done { id, bytes };
         let result = match message {
-            Ok(message) if Some(message) == wanted => Ok(sink.take(bytes)?),
+            Ok(message) if message == wanted => Ok(sink.take(usize::try_from(bytes).unwrap_or(usize::MAX))?),
             Ok(message) => {
                 Err(ClientError::Protocol(format!("it sent {message:?} where {wanted:?} was due")))
             }
             Err(error) => Err(error),
         };
         if result.is_err() {
-            self.discard();
+            endpoint.discard();
         }
         result
     }
 
-    fn discard(&mut self) {
-        if let Some(receiver) = &mut self.receiver {
-            receiver.discard();
-        }
-    }
-
-    fn fall_back(&self, reason: &Reason) {
+    pub(super) fn fall_back(&self, reason: &Reason) {
         self.client.observer.note(&format!("No RDMA for this body: {reason}"));
         self.client.recorder.record(Event::Fallback { reason: reason.to_string() });
     }
 
-    fn by_tcp(&self, head: Parts, incoming: Incoming, reason: Option<Reason>) -> Response {
+    pub(super) fn by_tcp(&self, head: Parts, incoming: Incoming, reason: Option<Reason>) -> Response {
         let recorder = self.client.recorder.clone();
         let body = Body::tcp(incoming, self.peer, self.client.options.timeout, recorder);
         Response { head, via: Via::Tcp(reason), body }
     }
 
-    /// Sends a request without a body; resolves with the response's head.
-    fn send(
+    /// Sends a request; resolves with the response's head.
+    pub(super) fn send(
         &mut self,
-        request: Request<()>,
+        request: Request<RequestBody>,
         limit: Duration,
     ) -> impl Future<Output = Result<Answer, ClientError>> + use<> {
         let peer = self.peer;
-        // Fails at once if the connection is gone; `get` has waited until it is ready.
-        let answer = self.sender.send_request(request.map(|()| Empty::new()));
+        // Fails at once if the connection is gone; whoever calls has waited until it is ready.
+        let answer = self.sender.send_request(request);
         async move {
             match timeout(limit, answer).await {
                 Err(_) => Err(ClientError::TimedOut { peer, what: "response", limit }),
@@ -259,7 +302,7 @@ impl HttpConnection {
         }
     }
 
-    fn tell_request(&self, request: &Request<()>) -> u64 {
+    pub(super) fn tell_request(&self, request: &Request<()>) -> u64 {
         let exchange = EXCHANGES.fetch_add(1, Ordering::Relaxed) + 1;
         self.client.observer.request(request);
         if self.client.recorder.is_on() {
@@ -273,7 +316,7 @@ impl HttpConnection {
         exchange
     }
 
-    fn tell_response(&self, exchange: u64, response: &Parts) {
+    pub(super) fn tell_response(&self, exchange: u64, response: &Parts) {
         self.client.observer.response(response);
         if self.client.recorder.is_on() {
             let (status, headers) = (response.status.as_u16(), head(&response.headers));
@@ -282,42 +325,54 @@ impl HttpConnection {
     }
 }
 
-type Answer = (Parts, Incoming);
+/// A response's head, and its body as it comes over TCP.
+pub(super) type Answer = (Parts, Incoming);
 
-/// Waits for the response, and meanwhile for the server's RDMA connection. If the response says that the transfer is done,
+/// What requests have as their body.
+pub(super) type RequestBody = UnsyncBoxBody<Bytes, BoxError>;
+
+/// No body.
+pub(super) fn empty() -> RequestBody {
+    Empty::new().map_err(|never| match never {}).boxed_unsync()
+}
+
+type Accepted = Result<Option<Channel>, ClientError>;
+
+/// Waits for the response, and meanwhile for the server's RDMA connection. If the response says that there is a transfer,
 /// the connection is there too when this returns: its being told comes before the response's, whichever was seen first.
 async fn answer_and_connection(
     answer: impl Future<Output = Result<Answer, ClientError>>,
-    receiver: &mut Receiver,
-    offer: &Offer,
+    endpoint: &Endpoint,
+    id: TransferId,
+    (crc, recorder): (bool, &Recorder),
     limit: Duration,
-) -> Result<Answer, ClientError> {
-    let id = offer.id.unwrap_or(TransferId::NONE);
-    let had_channel = receiver.channel().is_some();
+) -> (Result<Answer, ClientError>, Accepted) {
     let mut accepted: Option<Channel> = None;
-    let result = {
-        let mut answer = std::pin::pin!(answer);
-        let mut accept = std::pin::pin!(receiver.accept(id));
-        let result = loop {
-            tokio::select! {
-                biased;
-                channel = &mut accept, if accepted.is_none() => accepted = Some(channel?),
-                result = &mut answer => break result,
-            }
-        };
-        let done = |(head, _): &Answer| matches!(Outcome::of(&head.headers), Ok(Some(Outcome::Done { .. })));
-        if accepted.is_none() && !had_channel && result.as_ref().is_ok_and(done)
-            // Both ends of the connection were established before the server wrote; our task just has not run yet.
-            && let Ok(channel) = timeout(limit, accept).await
-        {
-            accepted = Some(channel?);
+    let mut answer = std::pin::pin!(answer);
+    let mut accept = std::pin::pin!(endpoint.accept(id, crc, recorder));
+    let result = loop {
+        tokio::select! {
+            biased;
+            connection = &mut accept, if accepted.is_none() => match connection {
+                Ok(connection) => accepted = Some(connection),
+                Err(error) => return (answer.await, Err(error.into())),
+            },
+            result = &mut answer => break result,
         }
-        result
     };
-    if let Some(channel) = accepted {
-        receiver.keep(channel);
+    let by_rdma = |(head, _): &Answer| {
+        matches!(Outcome::of(&head.headers), Ok(Some(Outcome::Done { .. } | Outcome::Under { .. })))
+    };
+    if accepted.is_none() && endpoint.link().is_none() && result.as_ref().is_ok_and(by_rdma)
+        // Both ends of the connection were established before the server wrote; our task just has not run yet.
+        && let Ok(connection) = timeout(limit, accept).await
+    {
+        match connection {
+            Ok(connection) => accepted = Some(connection),
+            Err(error) => return (result, Err(error.into())),
+        }
     }
-    result
+    (result, Ok(accepted))
 }
 
 /// Looks the host up and tries each of its addresses in turn, all within the limit.

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use crate::channel::ReceiveError;
 use crate::fabric::FabricError;
+use crate::flow::FlowError;
 use crate::header::{HeaderError, Reason};
 
 /// Why a fetch failed; the text is for the user.
@@ -73,6 +74,12 @@ pub enum ClientError {
     /// The RDMA connection ended, or brought something else, before the transfer's last message.
     #[error("the RDMA connection ended in mid-transfer: {0}")]
     TransferBroken(ReceiveError),
+    /// The RDMA connection ended, or brought something else, while the body came.
+    #[error("the RDMA transfer broke off: {0}")]
+    FlowBroken(FlowError),
+    /// What was to be sent cannot be read, or has changed.
+    #[error("cannot send the file: {0}")]
+    Upload(io::Error),
     /// Our own end of RDMA failed after the body was there.
     #[error("RDMA: {0}")]
     Fabric(#[from] FabricError),

@@ -1,12 +1,14 @@
-//! The client library: a GET whose body arrives by RDMA where the server can, by TCP where it cannot.
+//! The client library: requests whose bodies travel by RDMA where the server can, by TCP where it cannot.
 //!
 //! A [`Client`] holds settings and a fabric; an [`HttpConnection`] is one connection to one server, with the RDMA connection
 //! that belongs to it; a [`Response`] has a head and a [`Body`] that does not care how it came.
 
 mod connection;
+mod endpoint;
 mod error;
 mod response;
-mod sink;
+mod route;
+mod upload;
 
 use std::net::{AddrParseError, IpAddr, SocketAddr};
 use std::str::FromStr;
@@ -15,20 +17,25 @@ use std::time::Duration;
 
 use crate::events::Recorder;
 use crate::fabric::Fabric;
+use crate::flow::Limits;
+use crate::header::Mode;
+use crate::memory::Strategy;
 
 pub use connection::HttpConnection;
 pub use error::ClientError;
 pub use response::{Body, Response, Via};
+pub use upload::Upload;
 
 /// Settings of a client.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Bytes of the region that is offered. Memory is paged in as it is written to, so this costs address space.
+    /// Bytes of the region that is offered. A longer body is written round and round in it. Memory is paged in as it is
+    /// written to, so for shorter ones this costs address space.
     pub maxlen: u64,
     /// For the whole of looking the name up and connecting by TCP, whatever number of addresses it has.
     pub connect_timeout: Duration,
     /// For each wait: the response's head, the end of the transfer, the next piece of a body. A server sends the head after
-    /// the RDMA transfer, and how far that is cannot be seen, so this must be more than the whole transfer takes.
+    /// the RDMA transfer of a body that fits the region, so this must be more than that takes.
     pub timeout: Duration,
     /// Where to accept RDMA connections; the HTTP connection's own address and any port by default.
     pub listen: Option<SocketAddr>,
@@ -36,18 +43,51 @@ pub struct Options {
     pub advertise: Option<Advertise>,
     /// Whether to ask for CRC32c on iWARP.
     pub crc: bool,
+    /// Who moves the bytes; `None` leaves it to us. A mode that does not go with a request's method is not offered.
+    pub mode: Option<Mode>,
+    /// How the RDMA connection comes about.
+    pub connect: Connect,
+    /// How bytes get registered.
+    pub memory: Strategy,
+    /// Bytes of one Read, or Write.
+    pub chunk: usize,
+    /// Reads, or Writes, in flight.
+    pub window: usize,
+}
+
+/// How the RDMA connection comes about.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Connect {
+    /// As `Server`; if it cannot reach us, as `Client` from the next exchange on.
+    #[default]
+    Auto,
+    /// The server connects to us.
+    Server,
+    /// We connect to the server.
+    Client,
 }
 
 impl Default for Options {
     fn default() -> Self {
         Self {
-            maxlen: 1 << 30,
+            maxlen: 64 << 20,
             connect_timeout: Duration::from_secs(10),
             timeout: Duration::from_secs(300),
             listen: None,
             advertise: None,
             crc: true,
+            mode: None,
+            connect: Connect::Auto,
+            memory: Strategy::Dynamic,
+            chunk: 1 << 20,
+            window: 8,
         }
+    }
+}
+
+impl Options {
+    fn limits(&self) -> Limits {
+        Limits { chunk: self.chunk, window: self.window, stall: self.timeout }
     }
 }
 

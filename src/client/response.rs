@@ -1,4 +1,4 @@
-//! What a GET gives: a head and a body.
+//! What a request gives: a head and a body.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -6,9 +6,12 @@ use std::time::Duration;
 use bytes::Bytes;
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
+use tokio::sync::OwnedMutexGuard;
 
 use super::ClientError;
+use super::endpoint::Endpoint;
 use crate::events::{Event, Recorder};
+use crate::flow::{FlowError, Limits, Pull, Ring};
 use crate::header::{Mode, Reason};
 
 /// A response.
@@ -16,7 +19,7 @@ use crate::header::{Mode, Reason};
 pub struct Response {
     /// Status and fields, as they came.
     pub head: http::response::Parts,
-    /// How the body came, or comes.
+    /// How the body came, or comes; for an upload, how that went.
     pub via: Via,
     /// The body.
     pub body: Body,
@@ -44,10 +47,95 @@ pub struct Body {
 enum Source {
     /// All of it is here.
     Rdma(Bytes),
-    /// It is under way.
-    Tcp { incoming: Incoming, peer: SocketAddr, timeout: Duration },
+    /// It comes by RDMA.
+    Flow(Box<Flow>),
+    /// It comes by TCP.
+    Tcp(Tcp),
     /// It has been read.
     End,
+}
+
+#[derive(Debug)]
+struct Tcp {
+    incoming: Incoming,
+    peer: SocketAddr,
+    timeout: Duration,
+}
+
+/// A body on its way by RDMA.
+struct Flow {
+    coming: Coming,
+    endpoint: OwnedMutexGuard<Endpoint>,
+    limits: Limits,
+    /// The response's own body, which is empty and ends with the transfer.
+    http: Tcp,
+    http_ended: bool,
+    /// Whether the transfer is over and the connection fit for another.
+    whole: bool,
+}
+
+/// In which way.
+pub(super) enum Coming {
+    Written(Ring),
+    Read(Pull),
+}
+
+impl Flow {
+    /// The next piece. The end is there when both have ended, the transfer and the response.
+    async fn piece(&mut self) -> Result<Option<Bytes>, ClientError> {
+        let peer = self.http.peer;
+        loop {
+            let Self { coming, endpoint, limits, http, http_ended, .. } = self;
+            tokio::select! {
+                biased;
+                piece = next(coming, endpoint, *limits) => match piece {
+                    Ok(Some(piece)) => return Ok(Some(piece)),
+                    Ok(None) => break,
+                    Err(FlowError::Stalled(limit)) => {
+                        return Err(ClientError::TimedOut { peer, what: "next part of the RDMA transfer", limit });
+                    }
+                    Err(error) => return Err(ClientError::FlowBroken(error)),
+                },
+                end = http.next(), if !*http_ended => match end? {
+                    None => *http_ended = true,
+                    Some(_) => return Err(two_bodies()),
+                },
+            }
+        }
+        if !self.http_ended && self.http.next().await?.is_some() {
+            return Err(two_bodies());
+        }
+        self.whole = true;
+        Ok(None)
+    }
+}
+
+fn two_bodies() -> ClientError {
+    ClientError::Protocol("it sends a body over TCP, too".into())
+}
+
+async fn next(coming: &mut Coming, endpoint: &Endpoint, limits: Limits) -> Result<Option<Bytes>, FlowError> {
+    let Some(link) = endpoint.link() else {
+        return Err(FlowError::Protocol("it says that the body comes, and never connected".into()));
+    };
+    match coming {
+        Coming::Written(ring) => ring.next(link, limits).await,
+        Coming::Read(pull) => pull.next(link, limits).await,
+    }
+}
+
+impl Drop for Flow {
+    fn drop(&mut self) {
+        if !self.whole {
+            self.endpoint.discard();
+        }
+    }
+}
+
+impl std::fmt::Debug for Flow {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Flow")
+    }
 }
 
 /// The pieces in which a body that is here already is handed out.
@@ -59,9 +147,23 @@ impl Body {
         Self { source: Source::Rdma(memory.into()), length, received: 0, recorder }
     }
 
+    /// A body of `length` bytes that comes by RDMA while `incoming`, which is empty, lasts.
+    pub(super) fn flow(
+        coming: Coming,
+        endpoint: OwnedMutexGuard<Endpoint>,
+        limits: Limits,
+        length: u64,
+        (incoming, peer): (Incoming, SocketAddr),
+        recorder: Recorder,
+    ) -> Self {
+        let http = Tcp { incoming, peer, timeout: limits.stall };
+        let flow = Flow { coming, endpoint, limits, http, http_ended: false, whole: false };
+        Self { source: Source::Flow(Box::new(flow)), length: Some(length), received: 0, recorder }
+    }
+
     pub(super) fn tcp(incoming: Incoming, peer: SocketAddr, timeout: Duration, recorder: Recorder) -> Self {
         let length = hyper::body::Body::size_hint(&incoming).exact();
-        Self { source: Source::Tcp { incoming, peer, timeout }, length, received: 0, recorder }
+        Self { source: Source::Tcp(Tcp { incoming, peer, timeout }), length, received: 0, recorder }
     }
 
     /// Bytes of the whole, where that is known.
@@ -72,14 +174,15 @@ impl Body {
     /// The next piece; `None` at the end. A body shorter than its head said is an error.
     pub async fn next(&mut self) -> Result<Option<Bytes>, ClientError> {
         let via = match self.source {
-            Source::Rdma(_) => "rdma",
-            Source::Tcp { .. } => "tcp",
+            Source::Rdma(_) | Source::Flow(_) => "rdma",
+            Source::Tcp(_) => "tcp",
             Source::End => return Ok(None),
         };
         let piece = match &mut self.source {
             Source::Rdma(bytes) if bytes.is_empty() => None,
             Source::Rdma(bytes) => Some(bytes.split_to(bytes.len().min(PIECE))),
-            Source::Tcp { incoming, peer, timeout } => next_data(incoming, *peer, *timeout).await?,
+            Source::Flow(flow) => flow.piece().await?,
+            Source::Tcp(tcp) => tcp.next().await?,
             Source::End => None,
         };
         match &piece {
@@ -117,23 +220,23 @@ impl Body {
     }
 }
 
-async fn next_data(
-    incoming: &mut Incoming,
-    peer: SocketAddr,
-    limit: Duration,
-) -> Result<Option<Bytes>, ClientError> {
-    loop {
-        let frame = match tokio::time::timeout(limit, incoming.frame()).await {
-            Err(_) => return Err(ClientError::TimedOut { peer, what: "next part of the body", limit }),
-            Ok(None) => return Ok(None),
-            Ok(Some(Err(source))) => {
-                return Err(ClientError::Broken { peer, during: "before the end of the body", source });
+impl Tcp {
+    async fn next(&mut self) -> Result<Option<Bytes>, ClientError> {
+        let Self { incoming, peer, timeout: limit } = self;
+        let (peer, limit) = (*peer, *limit);
+        loop {
+            let frame = match tokio::time::timeout(limit, incoming.frame()).await {
+                Err(_) => return Err(ClientError::TimedOut { peer, what: "next part of the body", limit }),
+                Ok(None) => return Ok(None),
+                Ok(Some(Err(source))) => {
+                    return Err(ClientError::Broken { peer, during: "before the end of the body", source });
+                }
+                Ok(Some(Ok(frame))) => frame,
+            };
+            match frame.into_data() {
+                Ok(data) if !data.is_empty() => return Ok(Some(data)),
+                _ => {}
             }
-            Ok(Some(Ok(frame))) => frame,
-        };
-        match frame.into_data() {
-            Ok(data) if !data.is_empty() => return Ok(Some(data)),
-            _ => {}
         }
     }
 }

@@ -1,5 +1,5 @@
 //! The `RDMA:` header field, parsed and printed: what a request offers ([`Offer`]) and what a response says was done with
-//! it ([`Outcome`]). Grammar and meaning are in `docs/protocol.md`, sections 1 and 2.
+//! it ([`Outcome`]); or the two introduce an RDMA connection ([`Asked`]). Grammar and meaning are in `docs/protocol.md`, sections 1 and 2.
 
 mod lexer;
 mod offer;
@@ -9,7 +9,7 @@ use std::fmt;
 
 use http::HeaderName;
 
-pub use offer::Offer;
+pub use offer::{Advert, Asked, Offer, Route};
 pub use outcome::{Outcome, Reason};
 
 /// The field's name, as `http` wants it.

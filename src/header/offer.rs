@@ -6,27 +6,54 @@ use http::{HeaderMap, HeaderValue};
 
 use super::lexer::{Parts, bad, excerpt, number, the_field};
 use super::{HeaderError, Mode, TransferId};
-use crate::fabric::Stag;
+use crate::fabric::{RemoteAddress, Stag};
 
-/// A region of the client's, and where to connect to reach it.
+/// What a client offers for one exchange.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Offer {
     /// What is to be done.
     pub mode: Mode,
-    /// Where the client accepts an RDMA connection; an IPv4-mapped IPv6 address is given as IPv4.
-    pub address: SocketAddr,
-    /// The region.
-    pub stag: Stag,
-    /// The tagged offset at which the body begins.
-    pub to: u64,
-    /// Bytes that may be used from there on. `to + maxlen` is at most 2^64.
-    pub maxlen: u64,
+    /// Over which RDMA connection.
+    pub route: Route,
+    /// The client's region: where the body goes (`server-writes`), or its beginning lies (`server-reads`).
+    pub region: Option<Advert>,
+    /// Bytes of the body that the client has for the server.
+    pub bytes: Option<u64>,
     /// Names the transfer; requests of 2007 have none.
     pub id: Option<TransferId>,
 }
 
-impl Offer {
-    /// The offer of a request, if it has one.
+/// A region that the peer may reach.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Advert {
+    /// Where it begins.
+    pub at: RemoteAddress,
+    /// Bytes that may be used from there on. `to + maxlen` is at most 2^64.
+    pub maxlen: u64,
+}
+
+/// Which RDMA connection carries a transfer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Route {
+    /// One that the server makes, to this address of the client's; an IPv4-mapped IPv6 address is given as IPv4.
+    Server(SocketAddr),
+    /// One that the client has made for this HTTP connection.
+    Client,
+    /// The HTTP connection itself.
+    InPlace,
+}
+
+/// What a request's field asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Asked {
+    /// A transfer.
+    Transfer(Offer),
+    /// Where the client may connect to, and to be let in with this id.
+    Introduction(TransferId),
+}
+
+impl Asked {
+    /// What a request asks for, if it does.
     pub fn of(headers: &HeaderMap) -> Result<Option<Self>, HeaderError> {
         the_field(headers)?.map(Self::parse).transpose()
     }
@@ -34,40 +61,66 @@ impl Offer {
     /// Parses a field's value.
     pub fn parse(value: &HeaderValue) -> Result<Self, HeaderError> {
         let parts = Parts::split(value)?;
+        if parts.word.eq_ignore_ascii_case("connect") {
+            return Ok(Self::Introduction(id(parts.required("id")?)?));
+        }
+        Offer::of_parts(&parts).map(Self::Transfer)
+    }
+
+    /// The field's value of a request to be introduced.
+    pub fn introduction(id: TransferId) -> HeaderValue {
+        value(format!("connect, id={id}"))
+    }
+}
+
+impl Offer {
+    /// Parses a field's value that is an offer.
+    pub fn parse(value: &HeaderValue) -> Result<Self, HeaderError> {
+        Self::of_parts(&Parts::split(value)?)
+    }
+
+    fn of_parts(parts: &Parts<'_>) -> Result<Self, HeaderError> {
         let mode = Mode::from_token(parts.word).ok_or_else(|| HeaderError::UnknownWord {
             found: excerpt(parts.word),
             expected: "mode (server-writes, client-reads, client-writes, server-reads)",
         })?;
-        let ip = address(parts.required("ip")?)?;
-        let port = parts.required("port")?;
-        let port = u16::try_from(number("port", port, 0xffff)?)
-            .ok()
-            .filter(|port| *port != 0)
-            .ok_or_else(|| bad("port", port, "1 to 65535"))?;
-        let stag = parts.required("stag")?;
-        let stag = u32::try_from(number("stag", stag, 0xffff_ffff)?)
-            .map_err(|_| bad("stag", stag, "a number of 32 bits"))?;
-        let to = number("to", parts.required("to")?, u64::MAX)?;
-        let maxlen = number("maxlen", parts.required("maxlen")?, u64::MAX)?;
-        if u128::from(to) + u128::from(maxlen) > 1 << 64 {
-            return Err(HeaderError::PastTheEnd { to, maxlen });
-        }
-        let id = match parts.optional("id")? {
-            Some(id) => Some(TransferId::parse(id).ok_or_else(|| bad("id", id, "32 hexadecimal digits"))?),
-            None => None,
+        let route = route(parts)?;
+        let region = match mode {
+            Mode::ServerWrites | Mode::ServerReads => Some(advert(parts)?),
+            Mode::ClientReads | Mode::ClientWrites => None,
         };
-        Ok(Self { mode, address: SocketAddr::new(ip, port), stag: Stag(stag), to, maxlen, id })
+        let bytes = match (mode, parts.optional("bytes")?) {
+            (Mode::ServerWrites | Mode::ClientReads, _) => None,
+            (Mode::ServerReads, None) => region.map(|region| region.maxlen),
+            (_, None) => return Err(HeaderError::Missing("bytes")),
+            (_, Some(bytes)) => Some(number("bytes", bytes, u64::MAX)?),
+        };
+        let id = match parts.optional("id")? {
+            Some(text) => Some(id(text)?),
+            // Those of 2007 can do with one Send at the end; whatever else there is needs names.
+            None if mode == Mode::ServerWrites && matches!(route, Route::Server(_)) => None,
+            None => return Err(HeaderError::Missing("id")),
+        };
+        Ok(Self { mode, route, region, bytes, id })
     }
 
     /// The field's value.
     pub fn to_value(&self) -> HeaderValue {
-        let Self { mode, address, stag, to, maxlen, id } = self;
-        let mut text = format!(
-            "{mode}, ip={}, port={}, stag={}, to={to}, maxlen={maxlen}",
-            address.ip(),
-            address.port(),
-            stag.0
-        );
+        let Self { mode, route, region, bytes, id } = self;
+        let mut text = mode.to_string();
+        match route {
+            Route::Server(address) => {
+                text.push_str(&format!(", ip={}, port={}", address.ip(), address.port()))
+            }
+            Route::Client => text.push_str(", connect=client"),
+            Route::InPlace => text.push_str(", connect=in-place"),
+        }
+        if let Some(Advert { at, maxlen }) = region {
+            text.push_str(&format!(", stag={}, to={}, maxlen={maxlen}", at.stag.0, at.to));
+        }
+        if let Some(bytes) = bytes {
+            text.push_str(&format!(", bytes={bytes}"));
+        }
         if let Some(id) = id {
             text.push_str(&format!(", id={id}"));
         }
@@ -75,12 +128,47 @@ impl Offer {
     }
 }
 
+fn route(parts: &Parts<'_>) -> Result<Route, HeaderError> {
+    match parts.optional("connect")? {
+        None => {}
+        Some(word) if word.eq_ignore_ascii_case("client") => return Ok(Route::Client),
+        Some(word) if word.eq_ignore_ascii_case("in-place") => return Ok(Route::InPlace),
+        Some(word) if word.eq_ignore_ascii_case("server") => {}
+        Some(word) => return Err(bad("connect", word, "server, client or in-place")),
+    }
+    let ip = address(parts.required("ip")?)?;
+    Ok(Route::Server(SocketAddr::new(ip, port(parts.required("port")?)?)))
+}
+
+pub(super) fn port(text: &str) -> Result<u16, HeaderError> {
+    u16::try_from(number("port", text, 0xffff)?)
+        .ok()
+        .filter(|port| *port != 0)
+        .ok_or_else(|| bad("port", text, "1 to 65535"))
+}
+
+fn advert(parts: &Parts<'_>) -> Result<Advert, HeaderError> {
+    let stag = parts.required("stag")?;
+    let stag = u32::try_from(number("stag", stag, 0xffff_ffff)?)
+        .map_err(|_| bad("stag", stag, "a number of 32 bits"))?;
+    let to = number("to", parts.required("to")?, u64::MAX)?;
+    let maxlen = number("maxlen", parts.required("maxlen")?, u64::MAX)?;
+    if u128::from(to) + u128::from(maxlen) > 1 << 64 {
+        return Err(HeaderError::PastTheEnd { to, maxlen });
+    }
+    Ok(Advert { at: RemoteAddress { stag: Stag(stag), to }, maxlen })
+}
+
+pub(super) fn id(text: &str) -> Result<TransferId, HeaderError> {
+    TransferId::parse(text).ok_or_else(|| bad("id", text, "32 hexadecimal digits"))
+}
+
 /// A header value of text that this module made, which is visible ASCII throughout.
 pub(super) fn value(text: String) -> HeaderValue {
     HeaderValue::try_from(text).unwrap_or_else(|_| HeaderValue::from_static("fallback, reason=malformed"))
 }
 
-fn address(value: &str) -> Result<IpAddr, HeaderError> {
+pub(super) fn address(value: &str) -> Result<IpAddr, HeaderError> {
     let bare = value.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
     let ip = match bare {
         Some(bare) => bare.parse::<Ipv6Addr>().ok().map(IpAddr::V6),
@@ -107,8 +195,9 @@ mod tests {
     fn the_syntax_of_2007_parses() {
         let offer = sample();
         assert_eq!(offer.mode, Mode::ServerWrites);
-        assert_eq!(offer.address, "10.0.0.15:3242".parse().unwrap());
-        assert_eq!((offer.stag, offer.to, offer.maxlen, offer.id), (Stag(642), 0, 1 << 20, None));
+        assert_eq!(offer.route, Route::Server("10.0.0.15:3242".parse().unwrap()));
+        let at = RemoteAddress { stag: Stag(642), to: 0 };
+        assert_eq!((offer.region, offer.bytes, offer.id), (Some(Advert { at, maxlen: 1 << 20 }), None, None));
     }
 
     #[test]
@@ -116,7 +205,7 @@ mod tests {
         let text = "Server-Writes,maxlen = 0x100000,\tSTAG=0X282,, to=0,future=~thing~ ,ip=::ffff:10.0.0.15,port=3242,";
         assert_eq!(parse(text).unwrap(), sample());
         let v6 = parse("server-writes, ip=[2001:db8::1], port=1, stag=0, to=0, maxlen=0").unwrap();
-        assert_eq!(v6.address, "[2001:db8::1]:1".parse().unwrap());
+        assert_eq!(v6.route, Route::Server("[2001:db8::1]:1".parse().unwrap()));
         assert_eq!(parse(&v6.to_value().to_str().unwrap().replace('[', "")).unwrap(), v6);
     }
 
@@ -137,6 +226,13 @@ mod tests {
             (format!("server-writes, {}", rest.replace("642", "4294967296")), "expected a number of 32 bits"),
             (format!("server-writes, {}", rest.replace("to=0", "to=0xffffffffffffffff")), "reach past 2^64"),
             (format!("server-writes, {}", rest.replace("=9", "=+9")), "maxlen=\"+9\""),
+            (
+                format!("server-writes, {rest}, connect=x"),
+                "connect=\"x\": expected server, client or in-place",
+            ),
+            ("client-reads, connect=client".into(), "id is missing"),
+            (format!("client-writes, {rest}"), "bytes is missing"),
+            ("server-reads, connect=client".into(), "stag is missing"),
             (format!("server-writes, {rest}, id=12"), "id=\"12\": expected 32 hexadecimal digits"),
             (format!("server-writes, {rest}, x={}", "y".repeat(MAX)), "more than 1024"),
         ];
@@ -150,26 +246,47 @@ mod tests {
     #[test]
     fn two_fields_are_one_too_many() {
         let mut headers = HeaderMap::new();
-        assert_eq!(Offer::of(&headers), Ok(None));
+        assert_eq!(Asked::of(&headers), Ok(None));
         headers.append(RDMA, sample().to_value());
-        assert_eq!(Offer::of(&headers), Ok(Some(sample())));
+        assert_eq!(Asked::of(&headers), Ok(Some(Asked::Transfer(sample()))));
         headers.append(RDMA, sample().to_value());
-        assert_eq!(Offer::of(&headers), Err(HeaderError::Repeated(2)));
+        assert_eq!(Asked::of(&headers), Err(HeaderError::Repeated(2)));
+    }
+
+    #[test]
+    fn an_introduction_is_asked_for() {
+        let id = TransferId([0xab; 16]);
+        assert_eq!(Asked::parse(&Asked::introduction(id)), Ok(Asked::Introduction(id)));
+        assert!(Asked::parse(&HeaderValue::from_static("connect")).is_err());
+    }
+
+    #[test]
+    fn a_body_that_is_read_is_as_long_as_its_region_unless_told_otherwise() {
+        let offer = |more: &str| {
+            parse(&format!("server-reads, connect=client, stag=1, to=0, maxlen=9, id={:032}{more}", 0))
+                .unwrap()
+        };
+        assert_eq!(offer("").bytes, Some(9));
+        assert_eq!(offer(", bytes=90").bytes, Some(90));
     }
 
     fn any_offer() -> impl Strategy<Value = Offer> {
         let mode = prop::sample::select(&Mode::ALL[..]);
-        let lengths = any::<(u64, u64)>().prop_map(|(to, n)| (to, n.min(u64::MAX - to)));
-        (mode, any::<IpAddr>(), 1..=u16::MAX, any::<u32>(), lengths, any::<Option<[u8; 16]>>()).prop_map(
-            |(mode, ip, port, stag, (to, maxlen), id)| Offer {
-                mode,
-                address: SocketAddr::new(ip.to_canonical(), port),
-                stag: Stag(stag),
-                to,
-                maxlen,
-                id: id.map(TransferId),
-            },
-        )
+        let advert = any::<(u32, u64, u64)>().prop_map(|(stag, to, n)| Advert {
+            at: RemoteAddress { stag: Stag(stag), to },
+            maxlen: n.min(u64::MAX - to),
+        });
+        let route = prop_oneof![
+            (any::<IpAddr>(), 1..=u16::MAX)
+                .prop_map(|(ip, port)| Route::Server(SocketAddr::new(ip.to_canonical(), port))),
+            Just(Route::Client),
+            Just(Route::InPlace),
+        ];
+        (mode, route, advert, any::<u64>(), any::<[u8; 16]>()).prop_map(|(mode, route, advert, bytes, id)| {
+            let region = matches!(mode, Mode::ServerWrites | Mode::ServerReads).then_some(advert);
+            let bytes = matches!(mode, Mode::ClientWrites | Mode::ServerReads).then_some(bytes);
+            Offer { mode, route, region, bytes, id: Some(TransferId(id)) }
+        })
     }
 
     proptest! {

@@ -2,11 +2,12 @@
 
 use std::borrow::Cow;
 use std::fmt;
+use std::net::IpAddr;
 
 use http::{HeaderMap, HeaderValue};
 
 use super::lexer::{Parts, bad, excerpt, is_token, number, the_field};
-use super::offer::value;
+use super::offer::{address, id, port, value};
 use super::{HeaderError, Mode, TransferId};
 
 /// What was done with an offer.
@@ -20,6 +21,24 @@ pub enum Outcome {
         bytes: u64,
         /// The offer's id.
         id: Option<TransferId>,
+    },
+    /// The body goes by RDMA while the response's own body, which is empty, lasts; its end is the transfer's.
+    Under {
+        /// In this way.
+        mode: Mode,
+        /// Bytes of the whole.
+        bytes: u64,
+        /// The offer's id.
+        id: TransferId,
+    },
+    /// The client may connect.
+    Accept {
+        /// To this port of the server's.
+        port: u16,
+        /// At this address; where it is not the one that HTTP goes to.
+        ip: Option<IpAddr>,
+        /// On behalf of this request.
+        id: TransferId,
     },
     /// The response is plain HTTP; the region was not touched.
     Fallback {
@@ -55,6 +74,10 @@ impl Reason {
     pub const TOO_LARGE: Self = Self::known("too-large");
     /// The address is not the peer's and in no list.
     pub const ADDRESS_NOT_ALLOWED: Self = Self::known("address-not-allowed");
+    /// There is no RDMA connection of the kind that the request names.
+    pub const NOT_CONNECTED: Self = Self::known("not-connected");
+    /// The server did not want all of the body.
+    pub const NOT_READ: Self = Self::known("not-read");
     /// Nothing accepts a connection at the address.
     pub const UNREACHABLE: Self = Self::known("unreachable");
     /// What accepts connections there refused this one.
@@ -110,15 +133,21 @@ impl Outcome {
         if parts.word.eq_ignore_ascii_case("failed") {
             return Ok(Self::Failed { reason: reason()? });
         }
+        if parts.word.eq_ignore_ascii_case("accept") {
+            let ip = parts.optional("ip")?.map(address).transpose()?;
+            let (port, id) = (port(parts.required("port")?)?, id(parts.required("id")?)?);
+            return Ok(Self::Accept { port, ip, id });
+        }
         let mode = Mode::from_token(parts.word).ok_or_else(|| HeaderError::UnknownWord {
             found: excerpt(parts.word),
-            expected: "mode, nor fallback, nor failed",
+            expected: "mode, nor accept, nor fallback, nor failed",
         })?;
+        if let Some(bytes) = parts.optional("coming")? {
+            let bytes = number("coming", bytes, u64::MAX)?;
+            return Ok(Self::Under { mode, bytes, id: id(parts.required("id")?)? });
+        }
         let bytes = number("bytes", parts.required("bytes")?, u64::MAX)?;
-        let id = match parts.optional("id")? {
-            Some(id) => Some(TransferId::parse(id).ok_or_else(|| bad("id", id, "32 hexadecimal digits"))?),
-            None => None,
-        };
+        let id = parts.optional("id")?.map(id).transpose()?;
         Ok(Self::Done { mode, bytes, id })
     }
 
@@ -133,6 +162,9 @@ impl fmt::Display for Outcome {
         match self {
             Self::Done { mode, bytes, id: None } => write!(f, "{mode}, bytes={bytes}"),
             Self::Done { mode, bytes, id: Some(id) } => write!(f, "{mode}, bytes={bytes}, id={id}"),
+            Self::Under { mode, bytes, id } => write!(f, "{mode}, coming={bytes}, id={id}"),
+            Self::Accept { port, ip: None, id } => write!(f, "accept, port={port}, id={id}"),
+            Self::Accept { port, ip: Some(ip), id } => write!(f, "accept, port={port}, ip={ip}, id={id}"),
             Self::Fallback { reason } => write!(f, "fallback, reason={reason}"),
             Self::Failed { reason } => write!(f, "failed, reason={reason}"),
         }
@@ -174,8 +206,19 @@ mod tests {
         let done = (prop::sample::select(&Mode::ALL[..]), any::<u64>(), any::<Option<[u8; 16]>>())
             .prop_map(|(mode, bytes, id)| Outcome::Done { mode, bytes, id: id.map(TransferId) });
         let reason = || "[a-z0-9-]{1,30}".prop_map(|token| Reason(token.into()));
+        let mode = || prop::sample::select(&Mode::ALL[..]);
+        let under = (mode(), any::<u64>(), any::<[u8; 16]>()).prop_map(|(mode, bytes, id)| Outcome::Under {
+            mode,
+            bytes,
+            id: TransferId(id),
+        });
+        let accept = (1..=u16::MAX, any::<Option<IpAddr>>(), any::<[u8; 16]>()).prop_map(|(port, ip, id)| {
+            Outcome::Accept { port, ip: ip.map(|ip| ip.to_canonical()), id: TransferId(id) }
+        });
         prop_oneof![
             done,
+            under,
+            accept,
             reason().prop_map(|reason| Outcome::Fallback { reason }),
             reason().prop_map(|reason| Outcome::Failed { reason }),
         ]

@@ -1,53 +1,53 @@
-//! How bytes get registered, and how much may be. A strategy ([`Registration`]) turns a buffer into a region that the
-//! fabric can move; a [`Budget`] says how many bytes may be registered at once. It knows nothing of HTTP.
+//! How bytes get registered, and how much may be. A [`Strategy`] says what is done; [`Buffers`] does it for one RDMA
+//! connection, and counts; a [`Budget`] says how many bytes may be registered at once. It knows nothing of HTTP.
 //!
-//! This version has one strategy, [`Dynamic`]: register the very buffer, transfer, deregister.
+//! | strategy | a body's bytes | registered | copied |
+//! |---|---|---|---|
+//! | `dynamic` | lie in a buffer, which is registered for one transfer | each time | never |
+//! | `static` | are copied into buffers that were registered when the connection was made | never again | always |
+//! | `cache` | as `static`, with buffers registered as they are needed, and kept | until there are enough | always |
+//! | `sendfile` | stay in the file, which is registered | each time | never, nor read into user space |
 
 mod budget;
+mod buffers;
 mod registered;
 
 pub use budget::{Budget, Exhausted, Share};
+pub use buffers::{Buffers, Load, Sink, Source};
 pub use registered::Registered;
 
-use crate::events::Recorder;
-use crate::fabric::{Access, FabricError, Pd, Region};
-
-/// A strategy for the source of a transfer.
-pub trait Registration: Send + Sync + 'static {
-    /// Makes `bytes` something that the fabric can send from, in `pd`. Dropping the source ends whatever was begun for it.
-    fn source(&self, pd: &Pd, bytes: Vec<u8>, recorder: &Recorder) -> Result<Box<dyn Source>, FabricError>;
+/// How bytes get registered.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Strategy {
+    /// Buffers that are registered when an RDMA connection is made, and serve all of its transfers: one copy of each byte.
+    /// A peer keeps its access to them for as long as the connection lives.
+    Static,
+    /// The very buffer is registered for one transfer and deregistered after it: no copy.
+    #[default]
+    Dynamic,
+    /// As `static`, but buffers are registered when they are needed for the first time.
+    Cache,
+    /// A file is registered as it lies in the page cache: no copy in user space. What is no file goes as with `dynamic`.
+    Sendfile,
 }
 
-/// Bytes in registered memory.
-pub trait Source: Send + Sync {
-    /// The region that they lie in.
-    fn region(&self) -> &Region;
-    /// Where they begin in it.
-    fn offset(&self) -> usize;
-    /// How many there are.
-    fn length(&self) -> usize;
-}
+impl Strategy {
+    /// Every one.
+    pub const ALL: [Self; 4] = [Self::Static, Self::Dynamic, Self::Cache, Self::Sendfile];
 
-/// Registers the very buffer, without a copy, for one transfer.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Dynamic;
-
-impl Registration for Dynamic {
-    fn source(&self, pd: &Pd, bytes: Vec<u8>, recorder: &Recorder) -> Result<Box<dyn Source>, FabricError> {
-        Ok(Box::new(Registered::new(pd, bytes, Access::LOCAL_READ, recorder)?))
-    }
-}
-
-impl Source for Registered {
-    fn region(&self) -> &Region {
-        self.as_region()
+    /// Its name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Static => "static",
+            Self::Dynamic => "dynamic",
+            Self::Cache => "cache",
+            Self::Sendfile => "sendfile",
+        }
     }
 
-    fn offset(&self) -> usize {
-        0
-    }
-
-    fn length(&self) -> usize {
-        self.as_region().len()
+    /// Whether buffers stay registered between transfers.
+    pub fn keeps_buffers(self) -> bool {
+        matches!(self, Self::Static | Self::Cache)
     }
 }

@@ -1,5 +1,8 @@
 //! A region that tells of its registration and its release, whichever way it ends.
 
+use std::fs::File;
+use std::sync::Arc;
+
 use crate::events::{Event, Recorder};
 use crate::fabric::{Access, FabricError, Pd, Region};
 
@@ -19,14 +22,28 @@ struct Release {
 impl Registered {
     /// Registers `memory`.
     pub fn new(pd: &Pd, memory: Vec<u8>, access: Access, recorder: &Recorder) -> Result<Self, FabricError> {
-        let region = pd.register(memory, access)?;
+        Ok(Self::told(pd.register(memory, access)?, access, recorder))
+    }
+
+    /// Registers a part of a file, to be written from or read by the peer.
+    pub fn file(
+        pd: &Pd,
+        file: Arc<File>,
+        offset: u64,
+        length: u64,
+        recorder: &Recorder,
+    ) -> Result<Self, FabricError> {
+        Ok(Self::told(pd.register_file(file, offset, length)?, Access::REMOTE_READ, recorder))
+    }
+
+    fn told(region: Region, access: Access, recorder: &Recorder) -> Self {
         let stag = region.stag().0;
         recorder.record(Event::RegionRegistered {
             stag,
             length: region.len() as u64,
             access: remote_rights(access).to_owned(),
         });
-        Ok(Self { region, guard: Release { stag, recorder: recorder.clone() } })
+        Self { region, guard: Release { stag, recorder: recorder.clone() } }
     }
 
     /// The region.

@@ -65,7 +65,7 @@ where
         };
         let Some((stream, peer, permit)) = accepted else { continue };
         prepare(&stream, options.stall_timeout);
-        let http = HttpConnection::new(peer);
+        let http = HttpConnection::between(peer, stream.local_addr().ok());
         // Without half_close: a client that shuts its side down is taken as gone, so that a transfer to it is abandoned at
         // once (docs/protocol.md, section 4).
         let served = hyper::server::conn::http1::Builder::new()

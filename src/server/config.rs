@@ -5,6 +5,9 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
+use crate::flow::Limits;
+use crate::memory::Strategy;
+
 /// Settings of [`RdmaLayer`](super::RdmaLayer).
 #[derive(Clone, Debug)]
 pub struct RdmaConfig {
@@ -24,6 +27,8 @@ pub struct RdmaConfig {
     pub allow: Vec<IpNet>,
     /// Whether to ask for CRC32c on iWARP.
     pub crc: bool,
+    /// How bytes get registered.
+    pub memory: Strategy,
 }
 
 impl Default for RdmaConfig {
@@ -37,11 +42,22 @@ impl Default for RdmaConfig {
             stall_timeout: Duration::from_secs(30),
             allow: Vec::new(),
             crc: true,
+            memory: Strategy::default(),
         }
     }
 }
 
 impl RdmaConfig {
+    /// Bytes in flight for one transfer, and so registered, at most.
+    pub fn window_bytes(&self) -> u64 {
+        (self.chunk as u64).saturating_mul(self.window as u64)
+    }
+
+    /// The bounds of one transfer.
+    pub fn limits(&self) -> Limits {
+        Limits { chunk: self.chunk, window: self.window, stall: self.stall_timeout }
+    }
+
     /// Whether a request from `peer` may make us connect to `to` (`docs/protocol.md`, section 5).
     pub fn allows(&self, peer: IpAddr, to: SocketAddr) -> bool {
         let ip = to.ip().to_canonical();

@@ -1,15 +1,17 @@
-//! What is kept for the life of an HTTP connection: whose it is, and the RDMA connection that was made for it.
+//! What is kept for the life of an HTTP connection: whose it is, and the RDMA connection that belongs to it.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
-use tokio::sync::{Mutex, MutexGuard};
+use tokio::sync::{Mutex, OwnedMutexGuard};
 
 use super::RdmaConfig;
+use super::layer::Shared;
 use crate::channel::Channel;
-use crate::events::Recorder;
-use crate::fabric::{ConnectOptions, Fabric, FabricError, Pd};
-use crate::header::{Offer, Reason, TransferId};
+use crate::fabric::{ConnectOptions, Connection, FabricError, Pd};
+use crate::flow::{Link, RECEIVE_DEPTH, RECEIVE_SIZE};
+use crate::header::{Offer, Reason, Route, TransferId};
+use crate::memory::Buffers;
 use crate::message::Message;
 
 /// One HTTP connection, as an accept loop inserts it into each request's extensions. Clones are the same connection.
@@ -18,7 +20,25 @@ pub struct HttpConnection(Arc<State>);
 
 struct State {
     peer: SocketAddr,
-    kept: Mutex<Slot>,
+    local: Option<SocketAddr>,
+    kept: Arc<Mutex<Slot>>,
+}
+
+/// An HTTP connection that may have ended.
+pub(super) struct WeakConnection(Weak<State>);
+
+impl WeakConnection {
+    pub(super) fn is_there(&self) -> bool {
+        self.0.strong_count() > 0
+    }
+
+    pub(super) fn is(&self, other: &HttpConnection) -> bool {
+        std::ptr::eq(self.0.as_ptr(), Arc::as_ptr(&other.0))
+    }
+
+    pub(super) fn upgrade(&self) -> Option<HttpConnection> {
+        self.0.upgrade().map(HttpConnection)
+    }
 }
 
 /// The kept connection. Locked for a whole transfer: two of one HTTP connection go one after the other.
@@ -26,15 +46,35 @@ struct State {
 pub(super) struct Slot(Option<Kept>);
 
 pub(super) struct Kept {
-    address: SocketAddr,
-    pub(super) pd: Pd,
-    pub(super) channel: Channel,
+    route: Route,
+    pub(super) link: Link,
+    /// Whether the client, which connected, has yet to say so over the connection.
+    pub(super) greeting: Option<TransferId>,
+}
+
+/// Why there is no RDMA connection to carry a transfer.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum NoLink {
+    /// It could not be made.
+    #[error(transparent)]
+    Fabric(#[from] FabricError),
+    /// The client was to make it, and has not.
+    #[error("the client has made no RDMA connection for this HTTP connection")]
+    NotConnected,
+    /// There is no room for its memory.
+    #[error(transparent)]
+    Exhausted(#[from] crate::memory::Exhausted),
 }
 
 impl HttpConnection {
     /// A connection from `peer`.
     pub fn new(peer: SocketAddr) -> Self {
-        Self(Arc::new(State { peer, kept: Mutex::default() }))
+        Self::between(peer, None)
+    }
+
+    /// The same, where our own address is known.
+    pub(super) fn between(peer: SocketAddr, local: Option<SocketAddr>) -> Self {
+        Self(Arc::new(State { peer, local, kept: Arc::default() }))
     }
 
     /// Whose it is.
@@ -42,36 +82,51 @@ impl HttpConnection {
         self.0.peer
     }
 
-    /// Closes what was kept. To be called when the HTTP connection has ended; dropping does the same less politely.
-    pub async fn close(&self) {
-        if let Some(kept) = self.0.kept.lock().await.0.take() {
-            kept.channel.close().await;
-        }
+    /// Our end of it, where that is known.
+    pub fn local(&self) -> Option<SocketAddr> {
+        self.0.local
     }
 
-    pub(super) async fn lock(&self) -> MutexGuard<'_, Slot> {
-        self.0.kept.lock().await
+    /// Closes what was kept. To be called when the HTTP connection has ended; dropping does the same less politely.
+    pub async fn close(&self) {
+        self.0.kept.lock().await.close().await;
+    }
+
+    pub(super) fn downgrade(&self) -> WeakConnection {
+        WeakConnection(Arc::downgrade(&self.0))
+    }
+
+    pub(super) async fn lock(&self) -> OwnedMutexGuard<Slot> {
+        self.0.kept.clone().lock_owned().await
     }
 }
 
 impl Slot {
-    /// The connection to the offer's address: the kept one, or a new one in its place. It is the caller's, who drops it if
+    /// The connection that the offer names: the kept one, or a new one in its place. It is the caller's, who drops it if
     /// the transfer does not end well (then nothing of ours can reach the peer's memory), or else gives it back.
     pub(super) async fn take(
         &mut self,
-        fabric: &dyn Fabric,
+        shared: &Shared,
+        http: &HttpConnection,
         offer: &Offer,
-        config: &RdmaConfig,
-        recorder: &Recorder,
-    ) -> Result<Kept, FabricError> {
-        match self.0.take() {
-            Some(kept) if kept.address == offer.address && !kept.channel.is_closed().await => {
+    ) -> Result<Kept, NoLink> {
+        if let Some(mut kept) = self.0.take() {
+            if kept.route == offer.route && kept.is_sound(&shared.config).await {
                 return Ok(kept);
             }
-            Some(other) => other.channel.close().await,
-            None => {}
+            kept.link.channel.close().await;
         }
-        connect(fabric, offer, config, recorder).await
+        match offer.route {
+            Route::Server(address) => connect(shared, http, address, offer).await,
+            Route::Client | Route::InPlace => Err(NoLink::NotConnected),
+        }
+    }
+
+    /// Closes what is kept: a client that offered a body sees by this that it shall send it over TCP.
+    pub(super) async fn close(&mut self) {
+        if let Some(kept) = self.0.take() {
+            kept.link.channel.close().await;
+        }
     }
 
     /// Keeps a connection for the next exchange.
@@ -80,29 +135,83 @@ impl Slot {
     }
 }
 
-async fn connect(
-    fabric: &dyn Fabric,
-    offer: &Offer,
-    config: &RdmaConfig,
-    recorder: &Recorder,
-) -> Result<Kept, FabricError> {
-    let pd = fabric.allocate_pd()?;
-    let id = offer.id.unwrap_or(TransferId::NONE);
-    let options = ConnectOptions {
+impl Kept {
+    /// Whether it is open and the peer has said nothing that it should not.
+    async fn is_sound(&mut self, config: &RdmaConfig) -> bool {
+        if let Some(id) = self.greeting.take() {
+            let greeted = tokio::time::timeout(config.connect_timeout, self.link.channel.receive()).await;
+            return matches!(greeted, Ok(Ok(Message::Hello { id: theirs })) if theirs == id);
+        }
+        !self.link.channel.is_out_of_turn().await
+    }
+
+    /// A connection that was just established.
+    pub(super) fn established(
+        shared: &Shared,
+        http: &HttpConnection,
+        route: Route,
+        pd: &Pd,
+        connection: Arc<dyn Connection>,
+    ) -> Result<Self, NoLink> {
+        let buffers = buffers(shared, http, pd)?;
+        let initiator = !matches!(route, Route::Client);
+        let channel = Channel::established(connection, initiator, &shared.recorder);
+        Ok(Self { route, link: Link { channel, buffers }, greeting: None })
+    }
+}
+
+/// Memory for a connection, before that is made: with `static` there may be no room for it.
+fn buffers(shared: &Shared, http: &HttpConnection, pd: &Pd) -> Result<Buffers, NoLink> {
+    let config = &shared.config;
+    let share = match config.memory.keeps_buffers() {
+        // As many sources as there may be in flight, and a sink that is as large as all of them.
+        true => Some(shared.budget.reserve(http.peer().ip(), config.window_bytes().saturating_mul(2))?),
+        false => None,
+    };
+    Ok(Buffers::new(
+        pd,
+        config.memory,
+        (config.chunk, config.window),
+        config.window,
+        share,
+        &shared.recorder,
+    )?)
+}
+
+/// How the server connects and accepts.
+pub(super) fn connect_options(config: &RdmaConfig, id: TransferId) -> ConnectOptions {
+    ConnectOptions {
         private_data: Message::Hello { id }.encode(),
         timeout: config.connect_timeout,
         crc: config.crc,
-        // A client has nothing to send: whatever it sends is its error, and ends the connection.
-        receive_depth: 0,
+        receive_depth: RECEIVE_DEPTH,
+        receive_size: RECEIVE_SIZE,
         ..ConnectOptions::default()
-    };
-    let connection = fabric.connect(&pd, offer.address, options).await?;
-    let channel = Channel::established(connection, true, recorder);
-    Ok(Kept { address: offer.address, pd, channel })
+    }
 }
 
-/// What a connection that could not be made is called in the response.
-pub(super) fn connect_failure(error: &FabricError) -> Reason {
+async fn connect(
+    shared: &Shared,
+    http: &HttpConnection,
+    address: SocketAddr,
+    offer: &Offer,
+) -> Result<Kept, NoLink> {
+    let pd = shared.fabric.allocate_pd()?;
+    let id = offer.id.unwrap_or(TransferId::NONE);
+    let connection = shared.fabric.connect(&pd, address, connect_options(&shared.config, id)).await?;
+    Kept::established(shared, http, offer.route, &pd, connection)
+}
+
+/// What a connection that could not be had is called in the response.
+pub(super) fn connect_failure(error: &NoLink) -> Reason {
+    match error {
+        NoLink::Fabric(error) => fabric_failure(error),
+        NoLink::NotConnected => Reason::NOT_CONNECTED,
+        NoLink::Exhausted(_) => Reason::EXHAUSTED,
+    }
+}
+
+fn fabric_failure(error: &FabricError) -> Reason {
     use std::io::ErrorKind;
     match error {
         FabricError::TimedOut { .. } => Reason::TIMED_OUT,

@@ -1,56 +1,82 @@
-//! The tower layer: lets the inner service answer as ever, then decides what becomes of the body.
+//! The tower layer: gives the inner service ordinary requests, lets it answer as ever, and decides what carries the bodies.
 
-use std::sync::Arc;
+use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
 
-use bytes::{Buf, Bytes};
-use http::{HeaderMap, Request, Response};
-use http_body::Body;
+use bytes::Bytes;
+use http::{HeaderMap, Method, Request, Response};
+use http_body::{Body, Frame, SizeHint};
 use http_body_util::combinators::UnsyncBoxBody;
 use tower::{Layer, Service};
 
+use super::introduce::Introductions;
 use super::{HttpConnection, RdmaConfig, respond};
 use crate::events::{Event, Recorder};
 use crate::fabric::{BoxFuture, Fabric};
-use crate::header::{Offer, Reason};
-use crate::memory::{Budget, Dynamic, Registration};
-
-/// Any error, as bodies have them.
-pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
+pub use crate::flow::BoxError;
+use crate::header::{Asked, Mode, Reason};
+use crate::memory::Budget;
 
 /// The body of every response that passes the layer.
 pub type ResponseBody = UnsyncBoxBody<Bytes, BoxError>;
 
+/// The body of every request that passes the layer.
+pub struct RequestBody(UnsyncBoxBody<Bytes, BoxError>);
+
+impl RequestBody {
+    /// A body of any make.
+    pub fn new<B>(body: B) -> Self
+    where
+        B: Body + Send + 'static,
+        B::Data: Send,
+        B::Error: Into<BoxError>,
+    {
+        Self(respond::boxed(body))
+    }
+}
+
+impl Body for RequestBody {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        Pin::new(&mut self.0).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.0.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.0.size_hint()
+    }
+}
+
 /// Adds RDMA to a service. Clones share limits and counters.
 #[derive(Clone)]
-pub struct RdmaLayer(Arc<Shared>);
+pub struct RdmaLayer(pub(super) Arc<Shared>);
 
 pub(super) struct Shared {
     pub(super) fabric: Arc<dyn Fabric>,
     pub(super) config: RdmaConfig,
-    pub(super) registration: Box<dyn Registration>,
     pub(super) budget: Budget,
     pub(super) recorder: Recorder,
+    /// Where clients may connect, once they may.
+    pub(super) introductions: OnceLock<Introductions>,
     exchanges: AtomicU64,
 }
 
 impl RdmaLayer {
-    /// A layer that moves bodies over `fabric`, registering them with [`Dynamic`].
+    /// A layer that moves bodies over `fabric`.
     pub fn new(fabric: Arc<dyn Fabric>, config: RdmaConfig, recorder: Recorder) -> Self {
-        Self::with_registration(fabric, config, Box::new(Dynamic), recorder)
-    }
-
-    /// The same with another strategy.
-    pub fn with_registration(
-        fabric: Arc<dyn Fabric>,
-        config: RdmaConfig,
-        registration: Box<dyn Registration>,
-        recorder: Recorder,
-    ) -> Self {
         let budget = Budget::new(config.max_registered, config.max_registered_per_peer);
         let exchanges = AtomicU64::new(0);
-        Self(Arc::new(Shared { fabric, config, registration, budget, recorder, exchanges }))
+        Self(Arc::new(Shared { fabric, config, budget, recorder, introductions: OnceLock::new(), exchanges }))
     }
 }
 
@@ -71,9 +97,12 @@ pub struct RdmaService<S> {
 
 impl<S, ReqBody, ResBody> Service<Request<ReqBody>> for RdmaService<S>
 where
-    S: Service<Request<ReqBody>, Response = Response<ResBody>>,
+    S: Service<Request<RequestBody>, Response = Response<ResBody>> + Clone + Send + 'static,
     S::Future: Send + 'static,
-    S::Error: 'static,
+    S::Error: Send + 'static,
+    ReqBody: Body + Send + 'static,
+    ReqBody::Data: Send,
+    ReqBody::Error: Into<BoxError>,
     ResBody: Body + Send + 'static,
     ResBody::Data: Send,
     ResBody::Error: Into<BoxError>,
@@ -88,27 +117,36 @@ where
 
     fn call(&mut self, request: Request<ReqBody>) -> Self::Future {
         let shared = self.shared.clone();
-        let exchange = shared.exchanges.fetch_add(1, Ordering::Relaxed) + 1;
-        if shared.recorder.is_on() {
-            shared.recorder.record(Event::HttpRequest {
-                exchange,
-                method: request.method().to_string(),
-                target: request.uri().to_string(),
-                headers: crate::events::head(request.headers()),
-            });
-        }
-        let offer = Offer::of(request.headers());
-        let method = request.method().clone();
-        let http = request.extensions().get::<HttpConnection>().cloned();
-        let response = self.inner.call(request);
+        let exchange = shared.tell_request(&request);
+        // The one that was polled ready is the one to call.
+        let next = self.inner.clone();
+        let mut inner = std::mem::replace(&mut self.inner, next);
         Box::pin(async move {
-            let response = response.await?;
-            let response = match offer {
-                Ok(None) => response.map(respond::boxed),
-                Ok(Some(offer)) => shared.answer(offer, &method, http, response).await,
+            let asked = Asked::of(request.headers());
+            let method = request.method().clone();
+            let http = request.extensions().get::<HttpConnection>().cloned();
+            let response = match asked {
+                Ok(Some(Asked::Transfer(offer)))
+                    if matches!(offer.mode, Mode::ClientWrites | Mode::ServerReads) =>
+                {
+                    shared.clone().take_body(offer, http, request, &mut inner).await?
+                }
+                Ok(Some(Asked::Transfer(offer))) => {
+                    let response = inner.call(request.map(RequestBody::new)).await?;
+                    shared.clone().answer(offer, &method, http, response).await
+                }
+                Ok(Some(Asked::Introduction(id))) if method == Method::OPTIONS => {
+                    shared.introduce(id, http).await
+                }
+                Ok(Some(Asked::Introduction(_))) => {
+                    let response = inner.call(request.map(RequestBody::new)).await?;
+                    shared.fall_back(response.map(respond::boxed), Reason::METHOD)
+                }
+                Ok(None) => inner.call(request.map(RequestBody::new)).await?.map(respond::boxed),
                 Err(error) => {
                     tracing::warn!(%error, "RDMA field ignored");
                     shared.recorder.record(Event::HeaderIgnored { error: error.to_string() });
+                    let response = inner.call(request.map(RequestBody::new)).await?;
                     respond::fallback(response.map(respond::boxed), Reason::MALFORMED)
                 }
             };
@@ -119,6 +157,19 @@ where
 }
 
 impl Shared {
+    fn tell_request<B>(&self, request: &Request<B>) -> u64 {
+        let exchange = self.exchanges.fetch_add(1, Ordering::Relaxed) + 1;
+        if self.recorder.is_on() {
+            self.recorder.record(Event::HttpRequest {
+                exchange,
+                method: request.method().to_string(),
+                target: request.uri().to_string(),
+                headers: crate::events::head(request.headers()),
+            });
+        }
+        exchange
+    }
+
     fn tell_response(&self, exchange: u64, response: &Response<ResponseBody>) {
         if self.recorder.is_on() {
             let status = response.status().as_u16();
@@ -132,9 +183,4 @@ impl Shared {
 pub(super) fn known_length<B: Body>(headers: &HeaderMap, body: &B) -> Option<u64> {
     let declared = headers.get(http::header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse().ok());
     declared.or_else(|| body.size_hint().exact())
-}
-
-/// All of a buffer as [`Bytes`]; no copy where it is that already.
-pub(super) fn to_bytes(mut data: impl Buf) -> Bytes {
-    data.copy_to_bytes(data.remaining())
 }

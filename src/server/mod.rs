@@ -20,12 +20,16 @@
 mod accept;
 mod config;
 mod connection;
+mod download;
+mod files;
+mod introduce;
 mod layer;
 mod respond;
-mod transfer;
+mod upload;
 
 pub(crate) use accept::prepare;
 pub use accept::{ServeOptions, serve};
 pub use config::RdmaConfig;
 pub use connection::HttpConnection;
-pub use layer::{BoxError, RdmaLayer, RdmaService, ResponseBody};
+pub use files::Files;
+pub use layer::{BoxError, RdmaLayer, RdmaService, RequestBody, ResponseBody};

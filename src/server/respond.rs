@@ -1,24 +1,27 @@
-//! What a response becomes: the checks of `docs/protocol.md`, section 2, in their order, then a transfer, then the head that
-//! says what was done.
+//! What a response to an offer of a GET becomes: the checks of `docs/protocol.md`, section 2, in their order, then a
+//! transfer, and the head that says what is done.
 
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
-use http::header::{CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, VARY};
+use http::header::{CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, TRANSFER_ENCODING, VARY};
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode};
 use http_body::Body;
 use http_body_util::{BodyExt, Empty, Full};
 
 use super::HttpConnection;
 use super::connection::connect_failure;
+use super::download::Download;
 use super::layer::{BoxError, ResponseBody, Shared, known_length};
-use super::transfer::{Transfer, TransferError, Unread};
 use crate::events::Event;
-use crate::header::{Mode, Offer, Outcome, RDMA, Reason};
+use crate::flow::{Feed, FilePart, FlowError, Unread};
+use crate::header::{Offer, Outcome, RDMA, Reason, Route};
+use crate::memory::Strategy;
 
-/// A body as the layer's responses have it. It still knows its length, from which hyper makes the `Content-Length` of a
-/// service that sets none.
+/// A body as the layer has it. It still knows its length, from which hyper makes the `Content-Length` of a service that
+/// sets none.
 pub(super) fn boxed<B>(body: B) -> ResponseBody
 where
     B: Body + Send + 'static,
@@ -29,9 +32,9 @@ where
 }
 
 impl Shared {
-    /// Answers a request that made an offer.
+    /// Answers a request that made an offer for the response's body.
     pub(super) async fn answer<B>(
-        &self,
+        self: Arc<Self>,
         offer: Offer,
         method: &Method,
         http: Option<HttpConnection>,
@@ -42,49 +45,52 @@ impl Shared {
         B::Data: Send,
         B::Error: Into<BoxError>,
     {
-        let admitted = self.admit(&offer, method, http.as_ref(), &response);
-        let (length, http) = match admitted {
+        let (length, http) = match self.admit(&offer, method, http.as_ref(), &response) {
             Ok(admitted) => admitted,
             Err(reason) => return self.fall_back(response.map(boxed), reason),
         };
-        let window = (self.config.chunk as u64).saturating_mul(self.config.window as u64);
-        let _share = match self.budget.reserve(http.peer().ip(), length.min(window)) {
+        let share = match self.reserve(http, length) {
             Ok(share) => share,
-            Err(error) => {
-                tracing::warn!(peer = %http.peer(), %error, "no RDMA for this transfer");
-                return self.fall_back(response.map(boxed), Reason::EXHAUSTED);
-            }
+            Err(reason) => return self.fall_back(response.map(boxed), reason),
         };
-        let transfer = Transfer {
-            offer,
-            length,
-            config: &self.config,
-            registration: &*self.registration,
-            recorder: &self.recorder,
+        let (mut parts, body) = response.into_parts();
+        let part = parts.extensions.remove::<FilePart>().filter(|part| part.length() == length);
+        // The service's own body stays with us, for a transfer that falls back.
+        let (feed, unread) = match part {
+            Some(part) if self.config.memory == Strategy::Sendfile => (Feed::file(part), Some(body)),
+            _ => (Feed::body(body, length), None),
         };
-        let (parts, body) = response.into_parts();
-        let begun = match transfer.begin(body).await {
-            Ok(begun) => begun,
-            Err(error) => return Response::from_parts(parts, broken(error)),
-        };
+        let mut download = Download::new(self.clone(), offer, feed, share);
+        // Reading takes its time, and a connection could close meanwhile.
+        if let Err(error) = download.begin().await {
+            return Response::from_parts(parts, broken(error));
+        }
         let mut slot = http.lock().await;
-        let kept = match slot.take(&*self.fabric, &offer, &self.config, &self.recorder).await {
+        let kept = match slot.take(&self, http, &offer).await {
             Ok(kept) => kept,
             Err(error) => {
-                tracing::warn!(address = %offer.address, %error, "no RDMA connection to the client");
-                let whole = Response::from_parts(parts, boxed(begun.into_body()));
+                tracing::warn!(peer = %http.peer(), %error, "no RDMA connection to the client");
+                let body = download.into_body().map(boxed).or(unread.map(boxed));
+                let whole = Response::from_parts(parts, body.unwrap_or_else(|| boxed(Empty::<Bytes>::new())));
                 return self.fall_back(whole, connect_failure(&error));
             }
         };
-        match transfer.run(&kept, begun).await {
-            Ok(()) => {
-                slot.keep(kept);
-                done(Response::from_parts(parts, ()), &offer, length)
+        if let Some(at_once) = download.fits() {
+            return match download.run(at_once, kept, slot).await {
+                Ok(()) => done(Response::from_parts(parts, ()), &offer, length),
+                Err(error) => match error.reason() {
+                    Some(reason) => failed(reason, &error),
+                    None => Response::from_parts(parts, broken(error)),
+                },
+            };
+        }
+        match offer.id {
+            Some(id) => {
+                let head = Outcome::Under { mode: offer.mode, bytes: length, id };
+                under(Response::from_parts(parts, download.into_stream(id, kept, slot)), &head)
             }
-            Err(error) => match error.reason() {
-                Some(reason) => failed(reason, &error),
-                None => Response::from_parts(parts, broken(error)),
-            },
+            // Checked by `admit`.
+            None => Response::from_parts(parts, broken(FlowError::Body("a transfer without a name".into()))),
         }
     }
 
@@ -96,13 +102,10 @@ impl Shared {
         http: Option<&'h HttpConnection>,
         response: &Response<B>,
     ) -> Result<(u64, &'h HttpConnection), Reason> {
-        if offer.mode != Mode::ServerWrites {
-            return Err(Reason::UNSUPPORTED_MODE);
-        }
         if method != Method::GET {
             return Err(Reason::METHOD);
         }
-        if response.status() != StatusCode::OK {
+        if !matches!(response.status(), StatusCode::OK | StatusCode::PARTIAL_CONTENT) {
             return Err(Reason::STATUS);
         }
         let length = known_length(response.headers(), response.body());
@@ -112,21 +115,56 @@ impl Shared {
             _ => {}
         }
         let length = length.ok_or(Reason::UNKNOWN_LENGTH)?;
-        if length > offer.maxlen {
+        // A client without a name for the transfer can make no room, and one without room cannot either.
+        if let Some(region) = offer.region
+            && length > region.maxlen
+            && (offer.id.is_none() || region.maxlen == 0)
+        {
             return Err(Reason::TOO_LARGE);
         }
+        Ok((length, self.may_connect(http, offer)?))
+    }
+
+    /// The HTTP connection, if the offer's RDMA connection may be made for it.
+    pub(super) fn may_connect<'h>(
+        &self,
+        http: Option<&'h HttpConnection>,
+        offer: &Offer,
+    ) -> Result<&'h HttpConnection, Reason> {
         let Some(http) = http else {
             tracing::error!("the accept loop inserts no HttpConnection, so no address can be allowed");
             return Err(Reason::ADDRESS_NOT_ALLOWED);
         };
-        if !self.config.allows(http.peer().ip(), offer.address) {
-            tracing::warn!(peer = %http.peer(), address = %offer.address, "RDMA address not allowed");
+        if let Route::Server(address) = offer.route
+            && !self.config.allows(http.peer().ip(), address)
+        {
+            tracing::warn!(peer = %http.peer(), %address, "RDMA address not allowed");
             return Err(Reason::ADDRESS_NOT_ALLOWED);
         }
-        Ok((length, http))
+        Ok(http)
     }
 
-    fn fall_back(&self, response: Response<ResponseBody>, reason: Reason) -> Response<ResponseBody> {
+    /// A transfer's share of the budget; kept buffers have theirs already.
+    pub(super) fn reserve(
+        &self,
+        http: &HttpConnection,
+        length: u64,
+    ) -> Result<Option<crate::memory::Share>, Reason> {
+        if self.config.memory.keeps_buffers() {
+            return Ok(None);
+        }
+        let share = self.budget.reserve(http.peer().ip(), length.min(self.config.window_bytes()));
+        share.map(Some).map_err(|error| {
+            tracing::warn!(peer = %http.peer(), %error, "no RDMA for this transfer");
+            Reason::EXHAUSTED
+        })
+    }
+
+    pub(super) fn fall_back(
+        &self,
+        response: Response<ResponseBody>,
+        reason: Reason,
+    ) -> Response<ResponseBody> {
         self.recorder.record(Event::Fallback { reason: reason.to_string() });
         fallback(response, reason)
     }
@@ -148,8 +186,19 @@ fn done(response: Response<()>, offer: &Offer, bytes: u64) -> Response<ResponseB
     response
 }
 
+/// The response whose body comes by RDMA while its own, which is empty, lasts.
+fn under(mut response: Response<ResponseBody>, head: &Outcome) -> Response<ResponseBody> {
+    let headers = response.headers_mut();
+    // Whoever reads an end in good order knows that the transfer ended well.
+    headers.remove(CONTENT_LENGTH);
+    headers.insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    say(headers, head);
+    response
+}
+
 /// The response to a transfer that broke.
-fn failed(reason: Reason, error: &TransferError) -> Response<ResponseBody> {
+pub(super) fn failed(reason: Reason, error: &dyn std::fmt::Display) -> Response<ResponseBody> {
     let text = Bytes::from(format!("The RDMA transfer failed: {error}\n"));
     let length = HeaderValue::from(text.len());
     let mut response = Response::new(boxed(Full::new(text)));
@@ -163,7 +212,7 @@ fn failed(reason: Reason, error: &TransferError) -> Response<ResponseBody> {
 }
 
 /// A body that breaks off at once, as the inner service's did.
-fn broken(error: TransferError) -> ResponseBody {
+fn broken(error: FlowError) -> ResponseBody {
     Broken(Some(error.into())).boxed_unsync()
 }
 
@@ -181,7 +230,7 @@ impl Body for Broken {
     }
 }
 
-fn say(headers: &mut HeaderMap, outcome: &Outcome) {
+pub(super) fn say(headers: &mut HeaderMap, outcome: &Outcome) {
     headers.insert(RDMA, outcome.to_value());
     headers.append(VARY, HeaderValue::from_static("RDMA"));
 }

@@ -21,8 +21,9 @@ fn in_transfer(httpd_args: &[&str], fetch_args: &[&str], length: u64) -> InTrans
     let directory = tempfile::tempdir().unwrap();
     let mut fetch = command(env!("CARGO_BIN_EXE_rdma-fetch"));
     fetch.arg(httpd.url("/long.bin")).arg("-o").arg(directory.path().join("out"));
+    // So that it all goes before the response does.
     fetch
-        .args(["--events", "-"])
+        .args(["--maxlen", "1GiB", "--events", "-"])
         .args(fetch_args)
         .stderr(std::fs::File::create(directory.path().join("err")).unwrap());
     let fetch = Running::start(fetch);
@@ -97,7 +98,7 @@ fn a_client_that_stalls_is_given_up_and_asks_again() {
     assert_eq!(assert_no_leak(&events), (1, 1));
     assert_eq!(std::fs::metadata(directory.path().join("out")).unwrap().len(), length);
     let events = httpd.stop();
-    assert!(failures(&events)[0].contains("the client took nothing for 500ms"), "{events:#?}");
+    assert!(failures(&events)[0].contains("the peer took nothing for 500ms"), "{events:#?}");
     assert_eq!(assert_no_leak(&events).1, 1);
 }
 

@@ -6,8 +6,8 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use http::HeaderValue;
 use rdma_http::events::Event;
 use rdma_http::fabric::soft::{SoftFabric, SoftOptions};
-use rdma_http::fabric::{Access, ConnectOptions, Connection, Fabric, FabricError, Pd, RemoteAddress, Stag};
-use rdma_http::header::{Offer, TransferId};
+use rdma_http::fabric::{Access, ConnectOptions, Connection, Fabric, FabricError, Pd, RemoteAddress};
+use rdma_http::header::{Offer, Route, TransferId};
 use rdma_http::message::Message;
 
 use crate::program::{Fetched, Httpd, assert_no_leak, failures, fallbacks, fetch, text};
@@ -162,9 +162,10 @@ async fn serve_one(http: TcpListener, body: &'static [u8], twist: Twist) {
     let id = offer.id.unwrap();
     let fabric = SoftFabric::new(SoftOptions::default());
     let pd = fabric.allocate_pd().unwrap();
+    let Route::Server(address) = offer.route else { unreachable!() };
     let connect = async |id| {
         let private_data = Message::Hello { id }.encode();
-        fabric.connect(&pd, offer.address, ConnectOptions { private_data, ..ConnectOptions::default() }).await
+        fabric.connect(&pd, address, ConnectOptions { private_data, ..ConnectOptions::default() }).await
     };
     let mut connection = None;
     if twist == Twist::Stranger {
@@ -178,7 +179,7 @@ async fn serve_one(http: TcpListener, body: &'static [u8], twist: Twist) {
     }
     let (told, bytes) = match twist {
         Twist::OtherId => (TransferId([7; 16]), body.len() as u64),
-        Twist::TooMany => (id, offer.maxlen + 1),
+        Twist::TooMany => (id, offer.region.unwrap().maxlen + 1),
         _ => (id, body.len() as u64),
     };
     let head = format!(
@@ -192,11 +193,11 @@ async fn serve_one(http: TcpListener, body: &'static [u8], twist: Twist) {
 
 async fn write(pd: &Pd, connection: &dyn Connection, offer: &Offer, body: &[u8], twist: Twist) {
     let source = pd.register(body.to_vec(), Access::LOCAL_READ).unwrap();
-    let to = RemoteAddress { stag: Stag(offer.stag.0), to: offer.to };
+    let to = offer.region.unwrap().at;
     let id = offer.id.unwrap();
     connection.write(&source, 0, body.len(), to).await.unwrap();
     if twist == Twist::PastTheEnd {
-        let to = RemoteAddress { to: offer.to + offer.maxlen - 1, ..to };
+        let to = RemoteAddress { to: to.to + offer.region.unwrap().maxlen - 1, ..to };
         connection.write(&source, 0, body.len(), to).await.unwrap();
     }
     let bytes = body.len() as u64;

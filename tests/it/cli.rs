@@ -20,7 +20,7 @@ fn mistakes_are_usage_errors() {
         (&["http://[::1/"], "expected http://HOST"),
         (&["http://x/", "--maxlen", "1X"], "expected bytes"),
         (&["http://x/", "--timeout", "0"], "expected seconds"),
-        (&["http://x/", "--mode", "fast"], "possible values: auto, server-writes, plain"),
+        (&["http://x/", "--mode", "fast"], "possible values: auto, server-writes, client-reads"),
         (&["http://x/", "-H", "novalue"], "expected NAME: VALUE"),
         (&["http://x/", "--log", "x=y=z"], "--log x=y=z"),
         (&["http://x/", "--mode", "plain", "--require-rdma"], "--require-rdma and --mode plain"),

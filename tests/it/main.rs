@@ -5,6 +5,7 @@ mod broken;
 mod by_hand;
 mod cli;
 mod curl;
+mod flows;
 mod kept;
 mod plain_servers;
 mod program;

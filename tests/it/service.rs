@@ -14,7 +14,7 @@ use rdma_http::client::{Client, ClientError, Options, Via};
 use rdma_http::events::{Event, Record, Recorder};
 use rdma_http::fabric::soft::{SoftFabric, SoftOptions};
 use rdma_http::header::{Mode, Reason};
-use rdma_http::server::{BoxError, RdmaConfig, RdmaLayer, ServeOptions, serve};
+use rdma_http::server::{BoxError, RdmaConfig, RdmaLayer, RequestBody, ServeOptions, serve};
 use tower::{Layer, Service, service_fn};
 
 use crate::program::{assert_no_leak, failures, fallbacks};
@@ -51,10 +51,7 @@ pub(crate) struct Serving {
 impl Serving {
     pub(crate) async fn start<S, B>(inner: S) -> Self
     where
-        S: Service<Request<hyper::body::Incoming>, Response = Response<B>, Error = Infallible>
-            + Clone
-            + Send
-            + 'static,
+        S: Service<Request<RequestBody>, Response = Response<B>, Error = Infallible> + Clone + Send + 'static,
         S::Future: Send + 'static,
         B: Body + Send + 'static,
         B::Data: Send,
@@ -65,10 +62,7 @@ impl Serving {
 
     async fn with<S, B>(config: RdmaConfig, inner: S) -> Self
     where
-        S: Service<Request<hyper::body::Incoming>, Response = Response<B>, Error = Infallible>
-            + Clone
-            + Send
-            + 'static,
+        S: Service<Request<RequestBody>, Response = Response<B>, Error = Infallible> + Clone + Send + 'static,
         S::Future: Send + 'static,
         B: Body + Send + 'static,
         B::Data: Send,
@@ -105,7 +99,7 @@ async fn get(address: SocketAddr) -> Result<(http::response::Parts, Via, Vec<u8>
 
 #[tokio::test]
 async fn any_service_gets_rdma_and_does_not_notice() {
-    let serving = Serving::start(service_fn(|request: Request<hyper::body::Incoming>| async move {
+    let serving = Serving::start(service_fn(|request: Request<RequestBody>| async move {
         let text = format!("{} {}", request.method(), request.uri());
         let response = Response::builder()
             .header("cache-control", "max-age=60")
@@ -204,11 +198,12 @@ async fn a_broken_body_is_never_made_whole() {
 async fn without_the_accept_loop_there_is_no_rdma() {
     let fabric = Arc::new(SoftFabric::new(SoftOptions::default()));
     let layer = RdmaLayer::new(fabric, RdmaConfig::default(), Recorder::default());
-    let mut service = layer.layer(service_fn(|_: Request<()>| async {
+    let mut service = layer.layer(service_fn(|_: Request<RequestBody>| async {
         Ok::<_, Infallible>(Response::new(Full::new(Bytes::from_static(b"body"))))
     }));
     let field = "server-writes, ip=127.0.0.1, port=9999, stag=1, to=0, maxlen=10";
-    let request = Request::get("/").header("RDMA", field).body(()).unwrap();
+    let request =
+        Request::get("/").header("RDMA", field).body(RequestBody::new(Full::new(Bytes::new()))).unwrap();
     let response = service.call(request).await.unwrap();
     assert_eq!(response.headers()["rdma"], "fallback, reason=address-not-allowed");
     assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), "body");

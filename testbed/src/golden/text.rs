@@ -98,6 +98,10 @@ fn side(page: &mut Page, role: &str, side: &Side, names: &mut Names) {
         let closed = if connection.closed { "closed" } else { "never closed" };
         format!("{how} {peer} by {local}, {closed}")
     });
+    page.section("memory", &side.memory, |(strategy, registrations, copied)| {
+        let plural = if *registrations == 1 { "" } else { "s" };
+        format!("{strategy}: {registrations} registration{plural}, {} copied", bytes(*copied))
+    });
     page.section("falls back to TCP", &side.fallbacks, Clone::clone);
     page.section("ignores the RDMA field", &side.ignored, |error| names.text(error));
     page.section("receives", &side.bodies, |(via, length)| format!("{} by {via}", bytes(*length)));
@@ -332,6 +336,16 @@ fn said(message: &[u8], names: &mut Names) -> String {
         Ok(Message::Hello { id }) => format!("{length}, Hello of {}", names.id(&id.to_string())),
         Ok(Message::Done { id, bytes: written }) => {
             format!("{length}, Done with {} after {}", names.id(&id.to_string()), bytes(written))
+        }
+        Ok(Message::Progress { id, bytes: written }) => {
+            format!("{length}, Progress of {} to {}", names.id(&id.to_string()), bytes(written))
+        }
+        Ok(Message::Credit { id, bytes: taken }) => {
+            format!("{length}, Credit for {} up to {}", names.id(&id.to_string()), bytes(taken))
+        }
+        Ok(Message::Region { id, at, bytes: room }) => {
+            let place = names.remote(at.stag.0, at.to);
+            format!("{length}, Region of {}: {} at {place}", names.id(&id.to_string()), bytes(room))
         }
         Err(_) => length,
     }

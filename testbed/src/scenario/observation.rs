@@ -66,6 +66,9 @@ pub struct Side {
     pub regions: Vec<Region>,
     /// RDMA connections, in the order of their being established.
     pub connections: Vec<Connection>,
+    /// What each connection's memory took: the strategy, how often it was registered, and bytes copied.
+    #[serde(default)]
+    pub memory: Vec<(String, u64, u64)>,
     /// Reasons for falling back to TCP, in order.
     pub fallbacks: Vec<String>,
     /// Bodies that arrived here, in order: by what, and how many bytes.
@@ -176,6 +179,10 @@ impl Side {
                         self.inconsistencies.push("a region was released that was not registered".to_owned())
                     }
                 }
+            }
+            // How much was pinned at one time is a matter of time.
+            Event::Memory { strategy, registrations, copied, .. } => {
+                self.memory.push((strategy, registrations, copied));
             }
             Event::RdmaConnected { local, peer, initiator } => {
                 self.connections.push(Connection { local, peer, initiator, closed: false });

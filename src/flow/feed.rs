@@ -1,0 +1,347 @@
+//! Bodies on their way out: cut into chunks of one size, or parts of a file that nobody reads.
+
+use std::collections::VecDeque;
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use bytes::{Buf, Bytes};
+use http_body::{Body, Frame, SizeHint};
+use http_body_util::BodyExt;
+
+use super::BoxError;
+use crate::memory::Load;
+
+/// A part of a file that is a body, as a response's extension: so that it can be sent without being read.
+#[derive(Clone, Debug)]
+pub struct FilePart {
+    file: Arc<File>,
+    offset: u64,
+    length: u64,
+    stamp: Stamp,
+}
+
+/// What changes when a file does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Stamp {
+    length: u64,
+    modified: (i64, i64),
+    changed: (i64, i64),
+}
+
+impl Stamp {
+    fn of(file: &File) -> io::Result<Self> {
+        let metadata = file.metadata()?;
+        Ok(Self {
+            length: metadata.len(),
+            modified: (metadata.mtime(), metadata.mtime_nsec()),
+            changed: (metadata.ctime(), metadata.ctime_nsec()),
+        })
+    }
+}
+
+impl FilePart {
+    /// `length` bytes from `offset`. From here on a change of the file breaks the body.
+    pub fn new(file: File, offset: u64, length: u64) -> io::Result<Self> {
+        let stamp = Stamp::of(&file)?;
+        if offset.checked_add(length).is_none_or(|end| end > stamp.length) {
+            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the file is shorter than that"));
+        }
+        Ok(Self { file: Arc::new(file), offset, length, stamp })
+    }
+
+    /// Bytes.
+    pub fn length(&self) -> u64 {
+        self.length
+    }
+
+    /// Reads `length` bytes at `from`, counted from the part's beginning.
+    pub fn read(&self, from: u64, length: usize) -> io::Result<Vec<u8>> {
+        let mut bytes = vec![0; length];
+        self.file.read_exact_at(&mut bytes, self.offset + from)?;
+        Ok(bytes)
+    }
+
+    /// Whether the file is what it was.
+    pub fn check(&self) -> Result<(), BoxError> {
+        match Stamp::of(&self.file) {
+            Ok(now) if now == self.stamp => Ok(()),
+            Ok(_) => Err("the file was changed meanwhile".into()),
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+/// A body of known length, to be taken chunk by chunk.
+pub struct Feed<B> {
+    from: From<B>,
+    left: u64,
+    length: u64,
+    // Read before it was wanted.
+    first: Option<Load>,
+}
+
+enum From<B> {
+    Body(Gather<B>),
+    File(FilePart),
+}
+
+impl<B> Feed<B>
+where
+    B: Body,
+    B::Error: Into<BoxError>,
+{
+    /// `length` bytes of `body`.
+    pub fn body(body: B, length: u64) -> Self {
+        Self {
+            from: From::Body(Gather { body: Box::pin(body), rest: None }),
+            left: length,
+            length,
+            first: None,
+        }
+    }
+
+    /// All of a file's part.
+    pub fn file(part: FilePart) -> Self {
+        Self { left: part.length, length: part.length, from: From::File(part), first: None }
+    }
+
+    /// Bytes of the whole.
+    pub fn length(&self) -> u64 {
+        self.length
+    }
+
+    /// Reads the first chunk, which may take its time.
+    pub async fn begin(&mut self, size: usize) -> Result<(), BoxError> {
+        if self.first.is_none() && self.left > 0 {
+            self.first = Some(self.next(size).await?);
+        }
+        Ok(())
+    }
+
+    /// The next chunk: `size` bytes, or all that is left, or what was begun with. Not to be called when nothing is.
+    pub async fn next(&mut self, size: usize) -> Result<Load, BoxError> {
+        if let Some(first) = self.first.take() {
+            return Ok(first);
+        }
+        let size = usize::try_from(self.left).map_or(size, |left| left.min(size));
+        let load = match &mut self.from {
+            From::Body(gather) => Load::Bytes(gather.next(size, self.left).await?),
+            From::File(part) => {
+                part.check()?;
+                let offset = part.offset + (self.length - self.left);
+                Load::File { file: part.file.clone(), offset, length: size }
+            }
+        };
+        self.left -= size as u64;
+        Ok(load)
+    }
+
+    /// Makes sure that the body ends where its length says, and is what it was.
+    pub async fn end(&mut self) -> Result<(), BoxError> {
+        match &mut self.from {
+            From::Body(gather) => match gather.data().await? {
+                Some(_) => Err("it is longer than its length says".into()),
+                None => Ok(()),
+            },
+            From::File(part) => part.check(),
+        }
+    }
+
+    /// The whole body again, for whoever sends it another way; nothing of it may have been taken but by
+    /// [`begin`](Self::begin). `None` where it is a file's part: its owner still has the body.
+    pub fn into_body(self) -> Option<Unread<B>> {
+        let From::Body(Gather { body, rest }) = self.from else { return None };
+        let first = match self.first {
+            Some(Load::Bytes(first)) => Some(first.into()),
+            _ => None,
+        };
+        Some(Unread { read: [first, rest].into_iter().flatten().collect(), body })
+    }
+}
+
+/// A body put together again from what was read of it and the rest.
+pub struct Unread<B> {
+    read: VecDeque<Bytes>,
+    body: Pin<Box<B>>,
+}
+
+impl<B> Unread<B> {
+    /// A body of which nothing was read.
+    pub fn whole(body: B) -> Self {
+        Self { read: VecDeque::new(), body: Box::pin(body) }
+    }
+}
+
+/// All of a buffer as [`Bytes`]; no copy where it is that already.
+fn to_bytes(mut data: impl Buf) -> Bytes {
+    data.copy_to_bytes(data.remaining())
+}
+
+impl<B> Body for Unread<B>
+where
+    B: Body,
+    B::Error: Into<BoxError>,
+{
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        if let Some(bytes) = self.read.pop_front() {
+            return Poll::Ready(Some(Ok(Frame::data(bytes))));
+        }
+        let frame = self.body.as_mut().poll_frame(cx);
+        frame.map(|next| next.map(|frame| frame.map(|f| f.map_data(to_bytes)).map_err(Into::into)))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.read.is_empty() && self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        let read = self.read.iter().map(|bytes| bytes.len() as u64).sum();
+        let mut hint = self.body.size_hint();
+        if let Some(upper) = hint.upper() {
+            hint.set_upper(upper.saturating_add(read));
+        }
+        hint.set_lower(hint.lower().saturating_add(read));
+        hint
+    }
+}
+
+/// Cuts a body into chunks of one size, however its frames fall.
+struct Gather<B> {
+    body: Pin<Box<B>>,
+    rest: Option<Bytes>,
+}
+
+impl<B> Gather<B>
+where
+    B: Body,
+    B::Error: Into<BoxError>,
+{
+    async fn next(&mut self, size: usize, left: u64) -> Result<Vec<u8>, BoxError> {
+        let mut chunk = Vec::new();
+        while chunk.len() < size {
+            let mut data = match self.data().await? {
+                Some(data) => data,
+                None => return Err(format!("it ended {} bytes early", left - chunk.len() as u64).into()),
+            };
+            let taken = data.split_to(data.len().min(size - chunk.len()));
+            if !data.is_empty() {
+                self.rest = Some(data);
+            }
+            if chunk.is_empty() && taken.len() == size {
+                // The very buffer, where nobody else holds it.
+                chunk = Vec::from(taken);
+            } else {
+                chunk.reserve_exact(size - chunk.len());
+                chunk.extend_from_slice(&taken);
+            }
+        }
+        Ok(chunk)
+    }
+
+    /// The next bytes, at least one. Trailers have no place in a body of known length and are dropped.
+    async fn data(&mut self) -> Result<Option<Bytes>, BoxError> {
+        if let Some(rest) = self.rest.take() {
+            return Ok(Some(rest));
+        }
+        while let Some(frame) = self.body.frame().await {
+            let frame = frame.map_err(Into::into)?;
+            if let Ok(data) = frame.into_data()
+                && data.has_remaining()
+            {
+                return Ok(Some(to_bytes(data)));
+            }
+        }
+        Ok(None)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use http_body_util::StreamBody;
+    use proptest::prelude::*;
+    use std::convert::Infallible;
+    use std::io::Write;
+
+    /// A body of the given frames.
+    fn body(frames: Vec<Vec<u8>>) -> impl Body<Data = Bytes, Error = Infallible> + Unpin {
+        let frames = frames.into_iter().map(|frame| Ok(http_body::Frame::data(Bytes::from(frame))));
+        StreamBody::new(Iter(frames))
+    }
+
+    struct Iter<I>(I);
+    impl<I: Iterator + Unpin> futures_core::Stream for Iter<I> {
+        type Item = I::Item;
+        fn poll_next(
+            mut self: Pin<&mut Self>,
+            _: &mut std::task::Context<'_>,
+        ) -> std::task::Poll<Option<Self::Item>> {
+            std::task::Poll::Ready(self.0.next())
+        }
+    }
+
+    fn block_on<T>(future: impl Future<Output = T>) -> T {
+        tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(future)
+    }
+
+    proptest! {
+        #[test]
+        fn chunks_are_of_one_size_however_the_frames_fall(
+            frames in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..40), 0..20),
+            size in 1..50_usize,
+            lie in -1..=1_i64,
+            begin in any::<bool>(),
+        ) {
+            let whole = frames.concat();
+            let Some(length) = (whole.len() as u64).checked_add_signed(lie) else { return Ok(()) };
+            let mut feed = Feed::body(body(frames), length);
+            let result: Result<Vec<Vec<u8>>, BoxError> = block_on(async {
+                let mut chunks = Vec::new();
+                let mut taken = 0;
+                if begin {
+                    feed.begin(size).await?;
+                }
+                while taken < length {
+                    let Load::Bytes(chunk) = feed.next(size).await? else { unreachable!() };
+                    taken += chunk.len() as u64;
+                    chunks.push(chunk);
+                }
+                feed.end().await?;
+                Ok(chunks)
+            });
+            prop_assert_eq!(result.is_ok(), lie == 0);
+            if let Ok(chunks) = result {
+                prop_assert!(chunks.iter().rev().skip(1).all(|chunk| chunk.len() == size));
+                prop_assert_eq!(chunks.concat(), whole);
+            }
+        }
+    }
+
+    #[test]
+    fn a_file_that_changes_breaks_its_body() {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(b"0123456789").unwrap();
+        let part = |file: &File| FilePart::new(file.try_clone().unwrap(), 2, 8);
+        let mut feed = Feed::<http_body_util::Empty<Bytes>>::file(part(&file).unwrap());
+        let offsets = |load: Load| match load {
+            Load::File { offset, length, .. } => (offset, length),
+            Load::Bytes(_) => unreachable!(),
+        };
+        assert_eq!(offsets(block_on(feed.next(5)).unwrap()), (2, 5));
+        assert_eq!(offsets(block_on(feed.next(5)).unwrap()), (7, 3));
+        block_on(feed.end()).unwrap();
+        file.set_len(9).unwrap();
+        assert!(block_on(feed.end()).is_err());
+        assert!(part(&file).is_err());
+    }
+}

@@ -1,0 +1,295 @@
+//! The registered memory of one RDMA connection, as its strategy has it.
+
+use std::fs::File;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use super::{Registered, Share, Strategy};
+use crate::events::{Event, Recorder};
+use crate::fabric::{Access, FabricError, Pd, Region};
+
+/// Bytes that are to be sent.
+#[derive(Debug)]
+pub enum Load {
+    /// Here they are.
+    Bytes(Vec<u8>),
+    /// They lie in a file.
+    File {
+        /// The file.
+        file: Arc<File>,
+        /// Where they begin in it.
+        offset: u64,
+        /// How many there are.
+        length: usize,
+    },
+}
+
+impl Load {
+    /// How many bytes there are.
+    pub fn length(&self) -> usize {
+        match self {
+            Self::Bytes(bytes) => bytes.len(),
+            Self::File { length, .. } => *length,
+        }
+    }
+}
+
+/// The registered memory of one RDMA connection. Clones share it.
+#[derive(Clone)]
+pub struct Buffers(Arc<Shared>);
+
+struct Shared {
+    // Before the teller, so that all is released when the figures are told.
+    free: Mutex<Vec<(Access, Registered)>>,
+    pd: Pd,
+    strategy: Strategy,
+    size: usize,
+    most: usize,
+    // What the kept buffers take of the budget.
+    _share: Option<Share>,
+    teller: Teller,
+}
+
+struct Teller {
+    strategy: Strategy,
+    recorder: Recorder,
+    registrations: AtomicU64,
+    copied: AtomicU64,
+    pinned: AtomicU64,
+    most_pinned: AtomicU64,
+}
+
+/// Bytes in registered memory, on their way out.
+pub struct Source {
+    buffer: Buffer,
+    length: usize,
+}
+
+/// Registered memory that bytes arrive in.
+pub struct Sink {
+    buffer: Buffer,
+    length: usize,
+}
+
+/// A region that goes back to the free ones where its strategy keeps them.
+struct Buffer {
+    region: Option<Registered>,
+    access: Access,
+    home: Arc<Shared>,
+}
+
+impl Buffers {
+    /// Memory of connections in `pd`, in buffers of `size` bytes where they are kept; `most` of them are kept, and with
+    /// [`Strategy::Static`] `now` of them registered at once.
+    pub fn new(
+        pd: &Pd,
+        strategy: Strategy,
+        (size, most): (usize, usize),
+        now: usize,
+        share: Option<Share>,
+        recorder: &Recorder,
+    ) -> Result<Self, FabricError> {
+        let teller = Teller {
+            strategy,
+            recorder: recorder.clone(),
+            registrations: AtomicU64::new(0),
+            copied: AtomicU64::new(0),
+            pinned: AtomicU64::new(0),
+            most_pinned: AtomicU64::new(0),
+        };
+        let free = Mutex::default();
+        let shared = Arc::new(Shared { free, pd: pd.clone(), strategy, size, most, _share: share, teller });
+        if strategy == Strategy::Static {
+            let made: Result<Vec<_>, _> =
+                (0..now).map(|_| shared.register(vec![0; size], KEPT_SOURCE)).collect();
+            *shared.free() = made?.into_iter().map(|region| (KEPT_SOURCE, region)).collect();
+        }
+        Ok(Self(shared))
+    }
+
+    /// The strategy.
+    pub fn strategy(&self) -> Strategy {
+        self.0.strategy
+    }
+
+    /// The protection domain.
+    pub fn pd(&self) -> &Pd {
+        &self.0.pd
+    }
+
+    /// Makes bytes something that can be sent, and read by the peer if `access` says so.
+    pub fn source(&self, load: Load, access: Access) -> Result<Source, FabricError> {
+        let length = load.length();
+        match load {
+            Load::File { file, offset, length } => {
+                let region =
+                    Registered::file(&self.0.pd, file, offset, length as u64, &self.0.teller.recorder)?;
+                self.0.teller.registered(length);
+                Ok(Source { buffer: self.buffer(region, access), length })
+            }
+            Load::Bytes(bytes) if self.0.strategy.keeps_buffers() && length <= self.0.size => {
+                let region = match self.0.take(KEPT_SOURCE, length) {
+                    Some(region) => region,
+                    None => self.0.register(vec![0; self.0.size], KEPT_SOURCE)?,
+                };
+                let source = Source { buffer: self.buffer(region, KEPT_SOURCE), length };
+                source.region().copy_in(0, &bytes)?;
+                self.copied(length);
+                Ok(source)
+            }
+            Load::Bytes(bytes) => {
+                let region = self.0.register(bytes, access)?;
+                Ok(Source { buffer: self.buffer(region, access), length })
+            }
+        }
+    }
+
+    /// Memory of `length` bytes for bytes to arrive in.
+    pub fn sink(&self, length: usize, access: Access) -> Result<Sink, FabricError> {
+        let kept = if self.0.strategy.keeps_buffers() { self.0.take(access, length) } else { None };
+        let region = match kept {
+            Some(region) => region,
+            None => {
+                let mut memory: Vec<u8> = Vec::new();
+                memory.try_reserve_exact(length).map_err(|_| {
+                    FabricError::Invalid(format!("no address space for {length} bytes; lower --maxlen"))
+                })?;
+                drop(memory);
+                // Comes from the system as zero pages, which become memory when they are written to.
+                self.0.register(vec![0; length], access)?
+            }
+        };
+        Ok(Sink { buffer: self.buffer(region, access), length })
+    }
+
+    fn buffer(&self, region: Registered, access: Access) -> Buffer {
+        Buffer { region: Some(region), access, home: self.0.clone() }
+    }
+
+    fn copied(&self, bytes: usize) {
+        self.0.teller.copied.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+}
+
+/// The rights of kept sources: they may come to be read by the peer.
+const KEPT_SOURCE: Access = Access::REMOTE_READ;
+
+impl Shared {
+    fn free(&self) -> MutexGuard<'_, Vec<(Access, Registered)>> {
+        self.free.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn take(&self, access: Access, length: usize) -> Option<Registered> {
+        let mut free = self.free();
+        let at = free.iter().position(|(a, region)| *a == access && region.as_region().len() >= length)?;
+        Some(free.swap_remove(at).1)
+    }
+
+    fn register(&self, memory: Vec<u8>, access: Access) -> Result<Registered, FabricError> {
+        let length = memory.len();
+        let region = Registered::new(&self.pd, memory, access, &self.teller.recorder)?;
+        self.teller.registered(length);
+        Ok(region)
+    }
+}
+
+impl Teller {
+    fn registered(&self, bytes: usize) {
+        self.registrations.fetch_add(1, Ordering::Relaxed);
+        let pinned = self.pinned.fetch_add(bytes as u64, Ordering::Relaxed) + bytes as u64;
+        self.most_pinned.fetch_max(pinned, Ordering::Relaxed);
+    }
+}
+
+impl Drop for Teller {
+    fn drop(&mut self) {
+        let registrations = self.registrations.load(Ordering::Relaxed);
+        if registrations > 0 {
+            self.recorder.record(Event::Memory {
+                strategy: self.strategy.name().to_owned(),
+                registrations,
+                copied: self.copied.load(Ordering::Relaxed),
+                pinned: self.most_pinned.load(Ordering::Relaxed),
+            });
+        }
+    }
+}
+
+impl Buffer {
+    fn region(&self) -> &Region {
+        match &self.region {
+            Some(region) => region.as_region(),
+            None => unreachable!("the region is taken by whoever takes the buffer"),
+        }
+    }
+
+    fn unpin(&self) {
+        if let Some(region) = &self.region {
+            self.home.teller.pinned.fetch_sub(region.as_region().len() as u64, Ordering::Relaxed);
+        }
+    }
+}
+
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        self.unpin();
+        if self.home.strategy.keeps_buffers()
+            && let Some(region) = self.region.take()
+        {
+            let mut free = self.home.free();
+            // A sink and as many sources as are in flight.
+            if free.len() <= self.home.most {
+                self.home.teller.pinned.fetch_add(region.as_region().len() as u64, Ordering::Relaxed);
+                free.push((self.access, region));
+            }
+        }
+    }
+}
+
+impl Source {
+    /// The region that they lie in, from its beginning.
+    pub fn region(&self) -> &Region {
+        self.buffer.region()
+    }
+
+    /// How many there are.
+    pub fn length(&self) -> usize {
+        self.length
+    }
+}
+
+impl Sink {
+    /// The region.
+    pub fn region(&self) -> &Region {
+        self.buffer.region()
+    }
+
+    /// Bytes that may arrive.
+    pub fn length(&self) -> usize {
+        self.length
+    }
+
+    /// Copies bytes out, which stay where they are.
+    pub fn copy(&self, offset: usize, length: usize) -> Result<Vec<u8>, FabricError> {
+        let mut bytes = vec![0; length];
+        self.region().copy_out(offset, &mut bytes)?;
+        self.buffer.home.teller.copied.fetch_add(length as u64, Ordering::Relaxed);
+        Ok(bytes)
+    }
+
+    /// Ends it; the first `length` bytes are what arrived. Without a copy where the strategy deregisters.
+    pub fn take(mut self, length: usize) -> Result<Vec<u8>, FabricError> {
+        if self.buffer.home.strategy.keeps_buffers() {
+            return self.copy(0, length);
+        }
+        self.buffer.unpin();
+        match self.buffer.region.take() {
+            Some(region) => {
+                let mut memory = region.release()?;
+                memory.truncate(length);
+                Ok(memory)
+            }
+            None => Ok(Vec::new()),
+        }
+    }
+}

@@ -1,0 +1,161 @@
+//! The body of a GET's response on its way by RDMA.
+
+use std::fmt::Display;
+use std::sync::Arc;
+
+use http_body::Body;
+use http_body_util::BodyExt;
+use tokio::sync::OwnedMutexGuard;
+
+use super::connection::{Kept, Slot};
+use super::layer::{BoxError, ResponseBody, Shared};
+use crate::events::Event;
+use crate::flow::{Feed, FlowError, Target, Unfold, Unread, expose, write};
+use crate::header::{Advert, Mode, Offer, TransferId};
+use crate::memory::Share;
+
+/// A body of a known length, and where it is to go.
+pub(super) struct Download<B> {
+    shared: Arc<Shared>,
+    offer: Offer,
+    feed: Feed<B>,
+    // What it takes of the budget, as long as it lasts.
+    _share: Option<Share>,
+}
+
+impl<B> Download<B>
+where
+    B: Body + Send + 'static,
+    B::Data: Send,
+    B::Error: Into<BoxError>,
+{
+    pub(super) fn new(shared: Arc<Shared>, offer: Offer, feed: Feed<B>, share: Option<Share>) -> Self {
+        Self { shared, offer, feed, _share: share }
+    }
+
+    /// Reads the first chunk.
+    pub(super) async fn begin(&mut self) -> Result<(), FlowError> {
+        let begun = self.feed.begin(self.shared.config.chunk).await.map_err(FlowError::Body);
+        if let Err(error) = &begun {
+            Progress::new(&self.shared, "the client", self.feed.length()).end(Some(error));
+        }
+        begun
+    }
+
+    /// The body as it was, for whoever sends it another way.
+    pub(super) fn into_body(self) -> Option<Unread<B>> {
+        self.feed.into_body()
+    }
+
+    /// The client's region, if the body fits into it: then it is written before the head is sent.
+    pub(super) fn fits(&self) -> Option<Target> {
+        let Advert { at, maxlen } = self.offer.region.filter(|_| self.offer.mode == Mode::ServerWrites)?;
+        let id = self.offer.id.unwrap_or(TransferId::NONE);
+        (self.feed.length() <= maxlen).then_some(Target { id, at, room: maxlen })
+    }
+
+    /// Writes the whole body.
+    pub(super) async fn run(
+        mut self,
+        target: Target,
+        kept: Kept,
+        mut slot: OwnedMutexGuard<Slot>,
+    ) -> Result<(), FlowError> {
+        let peer = kept.link.channel.peer_addr().to_string();
+        let mut progress = Progress::new(&self.shared, &peer, self.feed.length());
+        let limits = self.shared.config.limits();
+        let result = write(&kept.link, limits, target, &mut self.feed, &mut progress.moved).await;
+        progress.end(result.as_ref().err());
+        if result.is_ok() {
+            slot.keep(kept);
+        }
+        result
+    }
+
+    /// An empty body that ends when the transfer has.
+    pub(super) fn into_stream(self, id: TransferId, kept: Kept, slot: OwnedMutexGuard<Slot>) -> ResponseBody {
+        let state = Box::new((self, kept, slot));
+        let step = move |state: Box<(Self, Kept, OwnedMutexGuard<Slot>)>| {
+            let (download, kept, slot) = *state;
+            let stepped = async move {
+                download.stream(id, kept, slot).await?;
+                Ok(None)
+            };
+            Box::pin(stepped) as crate::fabric::BoxFuture<'static, _>
+        };
+        Unfold::new(state, None, step).boxed_unsync()
+    }
+
+    async fn stream(
+        mut self,
+        id: TransferId,
+        kept: Kept,
+        mut slot: OwnedMutexGuard<Slot>,
+    ) -> Result<(), FlowError> {
+        let peer = kept.link.channel.peer_addr().to_string();
+        let mut progress = Progress::new(&self.shared, &peer, self.feed.length());
+        let (limits, moved) = (self.shared.config.limits(), &mut progress.moved);
+        let result = match self.offer.region {
+            Some(Advert { at, maxlen }) => {
+                let target = Target { id, at, room: maxlen };
+                write(&kept.link, limits, target, &mut self.feed, moved).await
+            }
+            None => expose(&kept.link, limits, id, None, &mut self.feed, moved).await,
+        };
+        progress.end(result.as_ref().err());
+        if result.is_ok() {
+            slot.keep(kept);
+        }
+        result
+    }
+}
+
+/// Tells how a transfer ended that did not end well, also when it is dropped because the HTTP connection is gone.
+pub(super) struct Progress {
+    shared: Arc<Shared>,
+    peer: String,
+    length: u64,
+    pub(super) moved: u64,
+    /// What it means if nobody asks for the rest.
+    pub(super) given_up: &'static str,
+    over: bool,
+}
+
+impl Progress {
+    pub(super) fn new(shared: &Arc<Shared>, peer: &str, length: u64) -> Self {
+        Self {
+            shared: shared.clone(),
+            peer: peer.to_owned(),
+            length,
+            moved: 0,
+            given_up: "the HTTP connection ended",
+            over: false,
+        }
+    }
+
+    pub(super) fn length(&self) -> u64 {
+        self.length
+    }
+
+    pub(super) fn end(&mut self, error: Option<&FlowError>) {
+        self.over = true;
+        if let Some(error) = error {
+            self.report(error);
+        }
+    }
+
+    fn report(&self, why: &dyn Display) {
+        let Self { peer, length, moved, .. } = self;
+        let error = format!("transfer to {peer} ended after {moved} of {length} bytes: {why}");
+        tracing::warn!("{error}");
+        self.shared.recorder.record(Event::Failed { error });
+    }
+}
+
+impl Drop for Progress {
+    fn drop(&mut self) {
+        if !self.over {
+            self.report(&self.given_up);
+        }
+    }
+}

@@ -1,0 +1,205 @@
+//! The body of a POST or PUT that comes by RDMA: the inner service reads it as any other.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{CONTENT_LENGTH, EXPECT, HeaderValue, TRANSFER_ENCODING};
+use http::{Method, Request, Response};
+use http_body::Body;
+use http_body_util::BodyExt;
+use tokio::sync::OwnedMutexGuard;
+use tower::Service;
+
+use super::HttpConnection;
+use super::connection::{Kept, Slot, connect_failure};
+use super::download::Progress;
+use super::layer::{BoxError, RequestBody, ResponseBody, Shared};
+use super::respond::{boxed, failed, say};
+use crate::fabric::{Access, BoxFuture, RemoteAddress};
+use crate::flow::{FlowError, Limits, Pull, Ring, Unfold};
+use crate::header::{Mode, Offer, Outcome, Reason, TransferId};
+use crate::memory::Share;
+use crate::message::Message;
+
+/// How a body comes.
+enum Coming {
+    Written(Ring),
+    Read(Pull),
+}
+
+/// A body on its way here.
+struct Upload {
+    // Before the connection, which may be gone before its memory, and never after.
+    coming: Coming,
+    kept: Option<Kept>,
+    slot: OwnedMutexGuard<Slot>,
+    limits: Limits,
+    progress: Progress,
+    end: Arc<Mutex<End>>,
+    _share: Option<Share>,
+}
+
+/// How a body's transfer ended, for whoever answers.
+#[derive(Default)]
+enum End {
+    #[default]
+    NotRead,
+    Whole,
+    Broken(Reason, String),
+}
+
+impl Upload {
+    /// The next piece. The connection goes back to its place with the last one.
+    async fn next(mut self: Box<Self>) -> Result<Option<(Box<Self>, Bytes)>, BoxError> {
+        let Some(kept) = &self.kept else { return Ok(None) };
+        let next = match &mut self.coming {
+            Coming::Written(ring) => {
+                ring.next(&kept.link, self.limits).await.map(|piece| (piece, ring.taken()))
+            }
+            Coming::Read(pull) => pull.next(&kept.link, self.limits).await.map(|piece| (piece, pull.taken())),
+        };
+        match next {
+            Ok((piece, taken)) => {
+                self.progress.moved = taken;
+                if taken == self.progress.length() {
+                    self.progress.end(None);
+                    *self.end.lock().unwrap_or_else(PoisonError::into_inner) = End::Whole;
+                    if let Some(kept) = self.kept.take() {
+                        self.slot.keep(kept);
+                    }
+                }
+                Ok(piece.map(|piece| (self, piece)))
+            }
+            Err(error) => {
+                self.progress.end(Some(&error));
+                let reason = error.reason().unwrap_or(Reason::CONNECTION_LOST);
+                *self.end.lock().unwrap_or_else(PoisonError::into_inner) =
+                    End::Broken(reason, error.to_string());
+                Err(error.into())
+            }
+        }
+    }
+}
+
+impl Shared {
+    /// Serves a request whose body is offered by RDMA.
+    pub(super) async fn take_body<S, ReqBody, ResBody>(
+        self: Arc<Self>,
+        offer: Offer,
+        http: Option<HttpConnection>,
+        request: Request<ReqBody>,
+        inner: &mut S,
+    ) -> Result<Response<ResponseBody>, S::Error>
+    where
+        S: Service<Request<RequestBody>, Response = Response<ResBody>>,
+        ReqBody: Body + Send + 'static,
+        ReqBody::Data: Send,
+        ReqBody::Error: Into<BoxError>,
+        ResBody: Body + Send + 'static,
+        ResBody::Data: Send,
+        ResBody::Error: Into<BoxError>,
+    {
+        let end = Arc::default();
+        let (upload, id, bytes) = match self.begin_upload(offer, http.as_ref(), request.method(), &end).await
+        {
+            Ok(begun) => begun,
+            Err(reason) => {
+                // Whoever reads the body now asks the client for it.
+                let response = inner.call(request.map(RequestBody::new)).await?;
+                return Ok(self.fall_back(response.map(boxed), reason));
+            }
+        };
+        let (mut parts, by_tcp) = request.into_parts();
+        parts.headers.remove(EXPECT);
+        parts.headers.remove(TRANSFER_ENCODING);
+        parts.headers.insert(CONTENT_LENGTH, HeaderValue::from(bytes));
+        let body = Unfold::new(upload, Some(bytes), |upload: Box<Upload>| {
+            Box::pin(upload.next()) as BoxFuture<'static, _>
+        });
+        let response = inner.call(Request::from_parts(parts, RequestBody::new(body))).await?.map(boxed);
+        let end = std::mem::take(&mut *end.lock().unwrap_or_else(PoisonError::into_inner));
+        Ok(match end {
+            End::Whole => {
+                finish(by_tcp, self.config.stall_timeout).await;
+                let mut response = response;
+                say(response.headers_mut(), &Outcome::Done { mode: offer.mode, bytes, id: Some(id) });
+                response
+            }
+            End::NotRead => self.fall_back(response, Reason::NOT_READ),
+            End::Broken(reason, error) => failed(reason, &error),
+        })
+    }
+
+    async fn begin_upload(
+        self: &Arc<Self>,
+        offer: Offer,
+        http: Option<&HttpConnection>,
+        method: &Method,
+        end: &Arc<Mutex<End>>,
+    ) -> Result<(Box<Upload>, TransferId, u64), Reason> {
+        let (Some(id), Some(bytes)) = (offer.id, offer.bytes) else { return Err(Reason::MALFORMED) };
+        if !matches!(*method, Method::POST | Method::PUT) {
+            return Err(Reason::METHOD);
+        }
+        if bytes == 0 {
+            return Err(Reason::EMPTY);
+        }
+        let http = self.may_connect(http, &offer)?;
+        let mut slot = http.lock().await;
+        let share = match self.reserve(http, bytes) {
+            Ok(share) => share,
+            Err(reason) => {
+                slot.close().await;
+                return Err(reason);
+            }
+        };
+        let kept = slot.take(self, http, &offer).await.map_err(|error| {
+            tracing::warn!(peer = %http.peer(), %error, "no RDMA connection to the client");
+            connect_failure(&error)
+        })?;
+        let limits = self.config.limits();
+        let coming = match offer.mode {
+            Mode::ClientWrites => Coming::Written(self.show_ring(&kept, id, bytes, limits).await?),
+            _ => Coming::Read(Pull::new(id, offer.region, bytes)),
+        };
+        let peer = kept.link.channel.peer_addr().to_string();
+        let mut progress = Progress::new(self, &peer, bytes);
+        progress.given_up = "the body was not read to its end";
+        let (kept, end) = (Some(kept), end.clone());
+        Ok((Box::new(Upload { coming, kept, slot, limits, progress, end, _share: share }), id, bytes))
+    }
+
+    /// Tells the client where it may write.
+    async fn show_ring(
+        &self,
+        kept: &Kept,
+        id: TransferId,
+        bytes: u64,
+        limits: Limits,
+    ) -> Result<Ring, Reason> {
+        let failed = |error: FlowError| {
+            tracing::warn!(%error, "no RDMA for this transfer");
+            error.reason().unwrap_or(Reason::FABRIC)
+        };
+        let room = bytes.min(self.config.window_bytes());
+        let length = usize::try_from(room).unwrap_or(usize::MAX);
+        let sink = kept.link.buffers.sink(length, Access::REMOTE_WRITE).map_err(FlowError::Register);
+        let sink = sink.map_err(failed)?;
+        let at = RemoteAddress { stag: sink.region().stag(), to: sink.region().base() };
+        let shown = kept.link.channel.send(Message::Region { id, at, bytes: room });
+        match tokio::time::timeout(limits.stall, shown).await {
+            Ok(result) => result.map_err(FlowError::Lost).map_err(failed)?,
+            Err(_) => return Err(Reason::TIMED_OUT),
+        }
+        Ok(Ring::new(id, sink, bytes))
+    }
+}
+
+/// Reads the empty body that stands on TCP for the one that came, so that the HTTP connection can go on. What is not empty
+/// is left where it is, and the HTTP connection ends after the response.
+async fn finish<B: Body>(body: B, limit: Duration) {
+    let mut body = std::pin::pin!(body);
+    // An error shows when the response is sent.
+    let _ = tokio::time::timeout(limit, body.frame()).await;
+}

@@ -1,0 +1,264 @@
+//! The four flows, with every way of connecting and of registering memory.
+
+use rdma_http::events::Event;
+
+use crate::program::{
+    Httpd, assert_no_leak, command, fallbacks, fetch, operations, pattern, read_events, received, run, sha256,
+};
+
+const MIB: usize = 1 << 20;
+
+/// How a cell of the table is asked for: what the server and the client are told.
+fn ways() -> Vec<(&'static str, Vec<&'static str>, Vec<&'static str>)> {
+    vec![
+        ("server connects", vec![], vec!["--connect", "server"]),
+        ("client connects", vec!["--rdma-listen", "127.0.0.1:0"], vec!["--connect", "client"]),
+    ]
+}
+
+const MEMORY: [&str; 4] = ["dynamic", "static", "cache", "sendfile"];
+
+#[test]
+fn every_download_arrives() {
+    for (way, server, client) in ways() {
+        for memory in MEMORY {
+            let memory_args = ["--memory", memory];
+            let httpd = Httpd::start(&[&server[..], &memory_args].concat());
+            for length in [1, MIB, 5 * MIB + 3] {
+                let body = httpd.file("body.bin", length);
+                for mode in ["server-writes", "client-reads"] {
+                    for maxlen in ["64MiB", "1MiB", "1000001"] {
+                        let what = format!("{way}, {memory}, {length} bytes, {mode} within {maxlen}");
+                        let args = ["--mode", mode, "--maxlen", maxlen, "--require-rdma"];
+                        let got =
+                            fetch(&httpd.url("/body.bin"), &[&client[..], &memory_args, &args].concat());
+                        assert_eq!(got.code, Some(0), "{what}: {}", got.stderr);
+                        assert!(got.body.as_deref() == Some(&body[..]), "{what}: another body");
+                        assert_eq!(received(&got.events), [("rdma", length as u64)], "{what}");
+                        assert_eq!(assert_no_leak(&got.events).1, 1, "{what}");
+                    }
+                }
+            }
+            let events = httpd.stop();
+            assert_eq!(fallbacks(&events), Vec::<&str>::new(), "{way}, {memory}");
+            assert_no_leak(&events);
+        }
+    }
+}
+
+/// Sends `file` with these arguments; the exit code, standard error and events.
+fn send(url: &str, file: &std::path::Path, args: &[&str]) -> (Option<i32>, String, Vec<Event>) {
+    let events = tempfile::NamedTempFile::new().unwrap();
+    let output = run(command(env!("CARGO_BIN_EXE_rdma-fetch"))
+        .arg(url)
+        .arg("--upload-file")
+        .arg(file)
+        .args(["-o", "/dev/null", "--fail", "--events"])
+        .arg(events.path())
+        .args(args));
+    (output.status.code(), String::from_utf8(output.stderr).unwrap(), read_events(events.path()))
+}
+
+fn names(directory: &std::path::Path) -> Vec<String> {
+    let entries = directory.read_dir().unwrap();
+    let mut names: Vec<String> = entries.map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn every_upload_arrives() {
+    let source = tempfile::NamedTempFile::new().unwrap();
+    for (way, server, client) in ways() {
+        for memory in MEMORY {
+            let memory_args = ["--memory", memory];
+            let limits = ["--allow-upload", "--chunk-size", "256K", "--window", "4"];
+            let httpd = Httpd::start(&[&server[..], &memory_args, &limits].concat());
+            for length in [1, MIB, 5 * MIB + 3] {
+                let body = pattern(length);
+                std::fs::write(source.path(), &body).unwrap();
+                for mode in ["client-writes", "server-reads", "auto"] {
+                    let what = format!("{way}, {memory}, {length} bytes, {mode}");
+                    let args = ["--mode", mode, "--require-rdma"];
+                    let (code, stderr, events) = send(
+                        &httpd.url("/up.bin"),
+                        source.path(),
+                        &[&client[..], &memory_args, &args].concat(),
+                    );
+                    assert_eq!(code, Some(0), "{what}: {stderr}");
+                    let arrived = std::fs::read(httpd.directory.path().join("up.bin")).unwrap();
+                    assert_eq!(sha256(&arrived), sha256(&body), "{what}");
+                    assert_eq!(names(httpd.directory.path()), ["up.bin"], "{what}");
+                    assert_eq!(assert_no_leak(&events).1, 1, "{what}");
+                }
+            }
+            let events = httpd.stop();
+            assert_eq!(fallbacks(&events), Vec::<&str>::new(), "{way}, {memory}");
+            assert_no_leak(&events);
+        }
+    }
+}
+
+#[test]
+fn an_upload_goes_by_tcp_where_it_must() {
+    let source = tempfile::NamedTempFile::new().unwrap();
+    let body = pattern(3 * MIB + 1);
+    std::fs::write(source.path(), &body).unwrap();
+    let httpd = Httpd::start(&["--allow-upload"]);
+    for (args, reasons) in [
+        (&["--mode", "plain"][..], &[][..]),
+        (&["--mode", "client-reads"], &[]),
+        (&["--advertise", "192.0.2.1"], &["address-not-allowed"]),
+        (&["--connect", "client"], &["fabric"]),
+    ] {
+        let (code, stderr, events) = send(&httpd.url("/up.bin"), source.path(), args);
+        assert_eq!(code, Some(0), "{args:?}: {stderr}");
+        assert_eq!(fallbacks(&events), reasons, "{args:?}");
+        let arrived = httpd.directory.path().join("up.bin");
+        assert_eq!(sha256(&std::fs::read(&arrived).unwrap()), sha256(&body), "{args:?}");
+        std::fs::remove_file(arrived).unwrap();
+        assert_no_leak(&events);
+    }
+    // An empty body needs no RDMA.
+    std::fs::write(source.path(), b"").unwrap();
+    let (code, stderr, _) = send(&httpd.url("/empty.bin"), source.path(), &[]);
+    assert_eq!(code, Some(0), "{stderr}");
+    assert_eq!(std::fs::read(httpd.directory.path().join("empty.bin")).unwrap(), b"");
+    assert_no_leak(&httpd.stop());
+}
+
+#[test]
+fn what_may_not_be_uploaded_is_not() {
+    let source = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(source.path(), pattern(3 * MIB)).unwrap();
+    let httpd = Httpd::start(&["--allow-upload"]);
+    httpd.file("there.bin", 10);
+    std::fs::create_dir(httpd.directory.path().join("dir")).unwrap();
+    for (path, args, status) in [
+        ("/there.bin", &["-X", "POST"][..], "409"),
+        ("/there.bin", &["-H", "If-None-Match: *"], "412"),
+        ("/dir", &[], "409"),
+        ("/dir/", &[], "409"),
+        ("/no/such", &[], "409"),
+        ("/a%2fb", &[], "404"),
+        ("/.rdma-httpd-x.part", &[], "404"),
+    ] {
+        let (code, stderr, events) = send(&httpd.url(path), source.path(), args);
+        assert_eq!(code, Some(22), "{path}: {stderr}");
+        assert!(stderr.contains(status), "{path}: {stderr}");
+        assert_no_leak(&events);
+    }
+    assert_eq!(names(httpd.directory.path()), ["dir", "there.bin"]);
+    assert_eq!(std::fs::read(httpd.directory.path().join("there.bin")).unwrap().len(), 10);
+    assert_no_leak(&httpd.stop());
+
+    let closed = Httpd::start(&[]);
+    let (code, stderr, _) = send(&closed.url("/up.bin"), source.path(), &[]);
+    assert_eq!(code, Some(22), "{stderr}");
+    assert!(stderr.contains("405"), "{stderr}");
+    assert_eq!(names(closed.directory.path()), Vec::<String>::new());
+}
+
+#[test]
+fn a_part_of_a_file_goes_by_rdma_too() {
+    for memory in MEMORY {
+        let httpd = Httpd::start(&["--memory", memory]);
+        let body = httpd.file("body.bin", 3 * MIB);
+        for (mode, range, expected) in [
+            ("server-writes", "5-1000004", &body[5..1_000_005]),
+            ("client-reads", "1000000-", &body[1_000_000..]),
+            ("server-writes", "-7", &body[body.len() - 7..]),
+        ] {
+            let args = ["--mode", mode, "--range", range, "--require-rdma", "-v"];
+            let got = fetch(&httpd.url("/body.bin"), &args);
+            assert_eq!(got.code, Some(0), "{range}: {}", got.stderr);
+            assert!(got.stderr.contains("< HTTP/1.1 206 Partial Content"), "{}", got.stderr);
+            assert!(got.body.as_deref() == Some(expected), "{memory} {range}: another body");
+        }
+        assert_no_leak(&httpd.stop());
+    }
+}
+
+#[test]
+fn what_has_no_body_needs_no_rdma() {
+    let httpd = Httpd::start(&[]);
+    httpd.file("body.bin", 1000);
+    let head = fetch(&httpd.url("/body.bin"), &["--head", "-v"]);
+    assert_eq!((head.code, head.body.as_deref()), (Some(0), Some(&b""[..])), "{}", head.stderr);
+    assert!(head.stderr.contains("< content-length: 1000\n"), "{}", head.stderr);
+    let etag = head.stderr.lines().find_map(|line| line.strip_prefix("< etag: ")).unwrap_or_default();
+    let modified = head.stderr.lines().find_map(|line| line.strip_prefix("< last-modified: ")).unwrap();
+    let same = [format!("If-None-Match: {etag}"), format!("If-Modified-Since: {modified}")];
+    let args: Vec<&str> = same.iter().flat_map(|field| ["-H", field]).chain(["-v"]).collect();
+    let not = fetch(&httpd.url("/body.bin"), &args);
+    assert!(not.stderr.contains("< HTTP/1.1 304 Not Modified"), "{}", not.stderr);
+    assert_eq!(fallbacks(&not.events), ["status"]);
+    let beyond = fetch(&httpd.url("/body.bin"), &["--range", "1000-", "-v", "-f"]);
+    assert_eq!(beyond.code, Some(22), "{}", beyond.stderr);
+    assert!(beyond.stderr.contains("416"), "{}", beyond.stderr);
+}
+
+#[test]
+fn registrations_and_copies_are_told() {
+    let told = |events: &[Event]| {
+        let memory = events.iter().find_map(|event| match event {
+            Event::Memory { strategy, registrations, copied, pinned } => {
+                Some((strategy.clone(), *registrations, *copied, *pinned))
+            }
+            _ => None,
+        });
+        memory.expect("an account of the memory")
+    };
+    const LENGTH: u64 = 10 << 20;
+    for (memory, registrations, copied) in [("dynamic", 10, 0), ("static", 8, LENGTH), ("sendfile", 10, 0)] {
+        let httpd = Httpd::start(&["--memory", memory]);
+        httpd.sparse_file("body.bin", LENGTH);
+        let got = fetch(&httpd.url("/body.bin"), &["--require-rdma"]);
+        assert_eq!(got.code, Some(0), "{}", got.stderr);
+        let (strategy, registered, bytes, pinned) = told(&httpd.stop());
+        assert_eq!((strategy.as_str(), registered, bytes), (memory, registrations, copied));
+        assert!(pinned <= 8 << 20, "{memory}: {pinned}");
+        assert_eq!(operations(&got.events, "receive"), [32]);
+    }
+    // As many as were in flight at once.
+    let httpd = Httpd::start(&["--memory", "cache"]);
+    httpd.sparse_file("body.bin", LENGTH);
+    fetch(&httpd.url("/body.bin"), &["--require-rdma"]);
+    let (_, registered, bytes, _) = told(&httpd.stop());
+    assert!((1..=8).contains(&registered) && bytes == LENGTH, "{registered} {bytes}");
+}
+
+#[test]
+fn a_file_that_changes_in_mid_transfer_is_no_body() {
+    for memory in ["sendfile", "dynamic"] {
+        for change in ["truncated", "rewritten"] {
+            let mut httpd = Httpd::start(&["--memory", memory]);
+            let length: u64 = 1 << 30;
+            httpd.sparse_file("body.bin", length);
+            let path = httpd.directory.path().join("body.bin");
+            let directory = tempfile::tempdir().unwrap();
+            let mut fetch = command(env!("CARGO_BIN_EXE_rdma-fetch"));
+            fetch
+                .arg(httpd.url("/body.bin"))
+                .arg("-o")
+                .arg(directory.path().join("out"))
+                .args(["--events", "-"]);
+            fetch.stderr(std::process::Stdio::null());
+            let fetch = crate::program::Running::start(fetch);
+            httpd
+                .running
+                .wait_for("write", |event| matches!(event, Event::Operation { op, .. } if op == "write"));
+            match change {
+                "truncated" => {
+                    std::fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(1 << 19).unwrap()
+                }
+                _ => std::fs::write(&path, b"another").unwrap(),
+            }
+            let (status, events) = fetch.end();
+            assert_ne!(status.code(), Some(0), "{memory}, {change}");
+            assert!(!directory.path().join("out").exists(), "{memory}, {change}");
+            assert_no_leak(&events);
+            assert_no_leak(&httpd.stop());
+        }
+    }
+}
