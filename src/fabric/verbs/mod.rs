@@ -49,6 +49,7 @@ struct Inner {
     context: sys::Context,
     limits: sys::Limits,
     max_message: usize,
+    _reserved: Option<sys::CompletionQueue>,
 }
 
 impl VerbsFabric {
@@ -62,13 +63,24 @@ impl VerbsFabric {
         let limits = context.limits().map_err(|error| FabricError::io("ibv_query_device", error))?;
         let port = context.port(1).map_err(|error| FabricError::io("ibv_query_port", error))?;
         let max_message = usize::try_from(port.max_message).unwrap_or(usize::MAX);
-        Ok(Self(Arc::new(Inner { kind, devices, context, limits, max_message })))
+        let reserved = if kind == FabricKind::Siw { Some(reserve_bad_key(&context)?) } else { None };
+        Ok(Self(Arc::new(Inner { kind, devices, context, limits, max_message, _reserved: reserved })))
     }
 
     /// Its device.
     pub fn device(&self) -> Result<Device, FabricError> {
         device::describe(&self.0.context)
     }
+}
+
+/// siw's library (rdma-core 44, `SIW_INVAL_UOBJ_KEY`) refuses a queue whose memory the kernel happens to offer at offset
+/// 0x90000 of the device's file, and then no further queue can be made. Offsets are handed out in ascending order, so one
+/// queue of more than that size, which is kept, sees to it that no other one begins there.
+fn reserve_bad_key(context: &sys::Context) -> Result<sys::CompletionQueue, FabricError> {
+    const ENTRIES: u32 = 1 << 15;
+    let error = |error| FabricError::io("ibv_create_cq", error);
+    let channel = sys::CompletionChannel::open(context).map_err(error)?;
+    sys::CompletionQueue::new(channel, ENTRIES).map_err(error)
 }
 
 impl Inner {

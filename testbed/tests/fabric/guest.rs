@@ -1,6 +1,5 @@
 //! The battery in a lab whose kernel is a User-Mode Linux guest, where there are siw and rxe.
 
-use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 
 use testbed::kernel::{Cache, Platform};
@@ -38,13 +37,12 @@ impl Lab {
 
     fn testbed(&self, args: &[&str]) -> Output {
         let mut command = Command::new(env!("CARGO_BIN_EXE_testbed"));
-        for (name, _) in std::env::vars_os() {
-            if name.to_string_lossy().starts_with("TESTBED_") {
-                command.env_remove(name);
-            }
-        }
-        let runtime: PathBuf = self.directory.path().join("run");
-        command.args(args).stdin(Stdio::null()).env("TESTBED_RUNTIME_DIR", runtime).output().unwrap()
+        // What surrounds the tests is of no use in a guest.
+        let kept = ["HOME", "PATH", "XDG_CACHE_HOME"].map(|name| (name, std::env::var_os(name)));
+        let kept = kept.into_iter().filter_map(|(name, value)| Some((name, value?)));
+        let runtime = self.directory.path().join("run");
+        command.args(args).stdin(Stdio::null()).env_clear().envs(kept).env("TESTBED_RUNTIME_DIR", runtime);
+        command.output().unwrap()
     }
 }
 

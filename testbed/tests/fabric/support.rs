@@ -79,7 +79,12 @@ pub(crate) async fn pair_on(
     let connect = fabric.connect(&a, listener.local_addr(), ours);
     let accept = async { listener.accept().await?.accept(&b, theirs).await };
     let (connected, accepted) = soon(async { tokio::join!(connect, accept) }).await;
-    (End { pd: a, connection: connected.unwrap() }, End { pd: b, connection: accepted.unwrap() })
+    match (connected, accepted) {
+        (Ok(connected), Ok(accepted)) => {
+            (End { pd: a, connection: connected }, End { pd: b, connection: accepted })
+        }
+        (connected, accepted) => panic!("{:?} {:?}", connected.map(drop), accepted.map(drop)),
+    }
 }
 
 pub(crate) async fn pair() -> (End, End) {
