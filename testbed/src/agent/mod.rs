@@ -18,5 +18,5 @@ mod mounts;
 pub(crate) mod namespaces;
 mod refusal;
 pub(crate) mod server;
-mod shares;
+pub(crate) mod shares;
 mod spawn;

@@ -16,6 +16,9 @@ const MAX_SHARES: usize = 1024;
 /// What a guest has of its own: sharing it, or what holds it, would take that away.
 const OWN: [&str; 6] = ["/dev", "/etc", "/proc", "/run/testbed", "/run/machine", "/sys"];
 
+/// Where a QEMU guest has all of the machine's files, to be written to.
+pub(crate) const MACHINE: &str = "/run/machine";
+
 /// How a directory becomes the machine's own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum How {
@@ -23,36 +26,58 @@ enum How {
     NoNeed,
     /// UML: through hostfs, which reaches every directory.
     Hostfs,
+    /// QEMU: from all of the machine's files, which lie at [`MACHINE`].
+    Bind,
 }
 
 /// The directories that are shared.
 #[derive(Debug)]
 pub(super) struct Shares {
-    how: How,
-    tried: Mutex<BTreeSet<PathBuf>>,
+    kernel: String,
+    shared: Mutex<BTreeSet<PathBuf>>,
+}
+
+impl How {
+    fn of(kernel: &str) -> Self {
+        match kernel {
+            "uml" => Self::Hostfs,
+            "qemu" => Self::Bind,
+            _ => Self::NoNeed,
+        }
+    }
+}
+
+/// On a guest's kernel (`uml`, `qemu`), makes the directory the machine's own, for this mount namespace and those that come
+/// of it.
+pub(crate) fn mount_from_machine(kernel: &str, directory: &Path) -> io::Result<()> {
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
+    match How::of(kernel) {
+        How::NoNeed => Ok(()),
+        How::Hostfs => Ok(mount(Some("none"), directory, Some("hostfs"), flags, Some(directory))?),
+        How::Bind => {
+            let from = Path::new(MACHINE).join(directory.strip_prefix("/").unwrap_or(directory));
+            Ok(mount(Some(&from), directory, None::<&str>, MsFlags::MS_BIND, None::<&str>)?)
+        }
+    }
 }
 
 impl Shares {
     /// For a lab that lives on this: `host`, `uml` or `qemu`.
     pub(super) fn of(kernel: &str) -> Self {
-        let how = match kernel {
-            "uml" => How::Hostfs,
-            _ => How::NoNeed,
-        };
-        Self { how, tried: Mutex::default() }
+        Self { kernel: kernel.to_owned(), shared: Mutex::default() }
     }
 
     /// Makes the directory the machine's own, if it can be. If not it is the guest's, as all the others are.
     pub(super) fn share(&self, directory: &Path) {
-        if self.how == How::NoNeed {
+        if How::of(&self.kernel) == How::NoNeed {
             return;
         }
         let Some(directory) = sharable(directory) else { return };
-        let mut tried = self.tried.lock().unwrap_or_else(PoisonError::into_inner);
-        if directory.ancestors().any(|path| tried.contains(path)) || tried.len() >= MAX_SHARES {
+        let mut shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
+        if directory.ancestors().any(|path| shared.contains(path)) || shared.len() >= MAX_SHARES {
             return;
         }
-        match self.mount(&directory) {
+        match mount_from_machine(&self.kernel, &directory) {
             Ok(()) => info!("{} is shared with the machine", directory.display()),
             // One that the guest made itself, say.
             Err(error) => {
@@ -60,15 +85,7 @@ impl Shares {
                 return;
             }
         }
-        tried.insert(directory);
-    }
-
-    fn mount(&self, directory: &Path) -> io::Result<()> {
-        let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
-        match self.how {
-            How::NoNeed => Ok(()),
-            How::Hostfs => Ok(mount(Some("none"), directory, Some("hostfs"), flags, Some(directory))?),
-        }
+        shared.insert(directory);
     }
 }
 
@@ -104,6 +121,6 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let shares = Shares::of("host");
         shares.share(directory.path());
-        assert!(shares.tried.lock().unwrap().is_empty());
+        assert!(shares.shared.lock().unwrap().is_empty());
     }
 }

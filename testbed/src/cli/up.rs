@@ -12,8 +12,9 @@ use super::lab::seconds;
 use super::{Code, Failure, Global, Outcome, block_on, status};
 use crate::agent::protocol::Status;
 use crate::agent::runtime::{LabName, Runtime};
-use crate::guest::choice::{self, Clock, Kernel, Wanted};
+use crate::guest::choice::{self, Clock, Kernel, Place, Wanted};
 use crate::guest::host::{self, Options, Settings};
+use crate::guest::qemu::{self, Accelerator};
 use crate::topology::{self, Plan};
 
 const EXAMPLES: &str = "\
@@ -88,6 +89,13 @@ impl Args {
         let choice = choice::of_machine(&wanted)?;
         if let Some(note) = choice.note.filter(|_| !global.quiet) {
             eprintln!("{note}");
+        }
+        if let Place::Qemu { image, emulator } = &choice.place
+            && let Accelerator::Tcg { why } =
+                block_on(async { Ok(qemu::accelerator(emulator, &image.path()).await) })?
+            && !global.quiet
+        {
+            eprintln!("QEMU emulates the processor, which is some ten times slower than KVM ({why})");
         }
         // This very program, whatever it is called.
         let program = std::env::current_exe().map_err(|error| {

@@ -19,22 +19,27 @@ use std::time::Duration;
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::reboot::{RebootMode, reboot};
+use nix::sys::statfs::{FsType, statfs};
 use nix::sys::termios::{SetArg, cfmakeraw, tcdrain, tcgetattr, tcsetattr};
 use nix::unistd::{chdir, pivot_root, sethostname};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixStream;
 use tokio::net::unix::pipe;
 
-use super::mux::{Driver, Role};
+use super::mux::{Driver, Mux, Role};
 use super::order::{AGENT, Answer, CALLER, MAX_ORDER, OBSERVE, ORDER, Order, PING};
+use super::qemu::MACHINE_TAG;
 use crate::agent::init as reaper;
 use crate::agent::namespaces::{Side, fork_single_threaded};
+use crate::agent::shares::{MACHINE, mount_from_machine};
 use crate::guest::host::PROGRAMS;
 
 /// The line, as UML's command line has it.
-const LINE: &str = "/dev/tty1";
-/// What the agent is told that it lives on.
-const KERNEL: &str = "uml";
+const UML_LINE: &str = "/dev/tty1";
+/// What the name of QEMU's virtio port begins with; it has only one.
+const QEMU_LINE: &str = "vport";
+/// HOSTFS_SUPER_MAGIC (fs/hostfs/hostfs_kern.c).
+const HOSTFS: i64 = 0x00c0_ffee;
 /// Where labs are in a guest.
 const RUNTIME: &str = "/run/testbed";
 
@@ -59,7 +64,10 @@ pub fn main() -> ExitCode {
 }
 
 fn run() -> Result<(), String> {
-    mounts().map_err(|(what, error)| format!("cannot mount {what}: {error}"))?;
+    // Before anything is mounted over it.
+    let kernel =
+        if statfs("/").is_ok_and(|root| root.filesystem_type() == FsType(HOSTFS)) { "uml" } else { "qemu" };
+    mounts(kernel).map_err(|(what, error)| format!("cannot mount {what}: {error}"))?;
     reaper::block_signals().map_err(|error| format!("cannot block signals: {error}"))?;
     // The bridge is the first process after this one, since nothing else was started.
     match fork_single_threaded().map_err(|error| format!("cannot fork: {error}"))? {
@@ -68,7 +76,8 @@ fn run() -> Result<(), String> {
             Ok(())
         }
         Side::Child => {
-            let result = reaper::unblock_signals().map_err(|error| error.to_string()).and_then(|()| bridge());
+            let result =
+                reaper::unblock_signals().map_err(|error| error.to_string()).and_then(|()| bridge(kernel));
             if let Err(error) = result {
                 eprintln!("testbed init: {error}");
             }
@@ -79,7 +88,7 @@ fn run() -> Result<(), String> {
 }
 
 /// An overlay of memory on the machine's files as the root, and the kernel's own file systems on it.
-fn mounts() -> Result<(), (&'static str, io::Error)> {
+fn mounts(kernel: &str) -> Result<(), (&'static str, io::Error)> {
     // Any directory that every machine has will do: it is out of the way once the root is another.
     let stage = Path::new("/tmp");
     let directory = |name: &str| -> Result<PathBuf, (&'static str, io::Error)> {
@@ -106,6 +115,13 @@ fn mounts() -> Result<(), (&'static str, io::Error)> {
     }
     // What runs on the machine is not here, and its sockets would only mislead.
     on("/run", "tmpfs", &root.join("run"), flags, Some("mode=755"))?;
+    if kernel == "qemu" {
+        let target = root.join(MACHINE.trim_start_matches('/'));
+        fs::create_dir(&target).map_err(|error| ("the machine's files", error))?;
+        let options = "trans=virtio,version=9p2000.L,cache=mmap,msize=262144";
+        mount(Some(MACHINE_TAG), &target, Some("9p"), flags, Some(options))
+            .map_err(|error| ("the machine's files", error.into()))?;
+    }
     let enter = || {
         chdir(&root)?;
         // With both the same, the old root ends up on top of the new one (pivot_root(2)).
@@ -117,26 +133,33 @@ fn mounts() -> Result<(), (&'static str, io::Error)> {
 }
 
 /// The line, made to carry bytes as they are.
-fn line() -> io::Result<(File, pipe::Receiver, pipe::Sender)> {
-    let open = || {
-        let flags = nix::libc::O_NOCTTY | nix::libc::O_NONBLOCK;
-        File::options().read(true).write(true).custom_flags(flags).open(LINE)
-    };
-    let tty = open()?;
-    let mut settings = tcgetattr(&tty)?;
-    cfmakeraw(&mut settings);
-    tcsetattr(&tty, SetArg::TCSANOW, &settings)?;
-    // To tokio a terminal is as good as a pipe: a descriptor that is ready or not.
-    let (from, to) =
-        (pipe::Receiver::from_file_unchecked(open()?)?, pipe::Sender::from_file_unchecked(open()?)?);
-    Ok((tty, from, to))
+fn line(kernel: &str) -> io::Result<(File, pipe::Receiver, pipe::Sender)> {
+    let path = if kernel == "uml" { PathBuf::from(UML_LINE) } else { port()? };
+    let flags = nix::libc::O_NOCTTY | nix::libc::O_NONBLOCK;
+    // A port can be opened only once.
+    let line = File::options().read(true).write(true).custom_flags(flags).open(path)?;
+    if kernel == "uml" {
+        let mut settings = tcgetattr(&line)?;
+        cfmakeraw(&mut settings);
+        tcsetattr(&line, SetArg::TCSANOW, &settings)?;
+    }
+    // To tokio either is as good as a pipe: a descriptor that is ready or not.
+    let from = pipe::Receiver::from_file_unchecked(line.try_clone()?)?;
+    let to = pipe::Sender::from_file_unchecked(line.try_clone()?)?;
+    Ok((line, from, to))
 }
 
-fn bridge() -> Result<(), String> {
+fn port() -> io::Result<PathBuf> {
+    let mut devices = fs::read_dir("/dev")?.flatten();
+    let port = devices.find(|device| device.file_name().to_string_lossy().starts_with(QEMU_LINE));
+    port.map(|device| device.path()).ok_or_else(|| io::Error::other("the machine has no virtio port"))
+}
+
+fn bridge(kernel: &'static str) -> Result<(), String> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     runtime.map_err(|error| format!("cannot start: {error}"))?.block_on(async {
-        let (tty, from, to) = line().map_err(|error| format!("cannot use {LINE}: {error}"))?;
-        let (driver, _, mut incoming) = Driver::start(Role::Guest, from, to);
+        let (line, from, to) = line(kernel).map_err(|error| format!("cannot use the line: {error}"))?;
+        let (driver, _, mut incoming) = Driver::start(Mux::new(Role::Guest), from, to);
         let mut lab: Option<Lab> = None;
         loop {
             let accepted = tokio::select! {
@@ -148,7 +171,7 @@ fn bridge() -> Result<(), String> {
                     // The agent's last words, its answer to `down` among them, are still under way.
                     let _ = tokio::time::timeout(FAREWELL, driver.flushed()).await;
                     // All of it is written, so this waits for UML alone, which is about to be powered off.
-                    let _ = tcdrain(&tty);
+                    let _ = tcdrain(&line);
                     return Ok(());
                 }
             };
@@ -159,7 +182,7 @@ fn bridge() -> Result<(), String> {
             match (accepted.service(), &mut lab) {
                 (ORDER, none @ None) => {
                     accepted.carry(far);
-                    *none = take_order(near).await?;
+                    *none = take_order(kernel, near).await?;
                 }
                 (CALLER, Some(lab)) if lab.agent_lock.is_none() => {
                     accepted.carry(far);
@@ -184,6 +207,7 @@ fn bridge() -> Result<(), String> {
 }
 
 struct Lab {
+    kernel: &'static str,
     directory: PathBuf,
     order: Order,
     /// Where the order came from, which wants to know how it ended.
@@ -202,19 +226,25 @@ async fn gone(lab: &mut Option<Lab>) {
     }
 }
 
-async fn take_order(mut stream: UnixStream) -> Result<Option<Lab>, String> {
+async fn take_order(kernel: &'static str, mut stream: UnixStream) -> Result<Option<Lab>, String> {
     let mut text = Vec::new();
     let read = (&mut stream).take(MAX_ORDER).read_to_end(&mut text).await;
     read.map_err(|error| format!("cannot read the order: {error}"))?;
     let prepared = serde_json::from_slice::<Order>(&text)
         .map_err(|error| format!("the order is of another version: {error}"))
-        .and_then(|order| Ok((prepare(&order)?, order)));
+        .and_then(|order| Ok((prepare(kernel, &order)?, order)));
     let result = match &prepared {
         Ok(_) => Answer::Ready,
         Err(message) => Answer::Refused(message.clone()),
     };
     answer(&mut stream, &result).await.map_err(|error| format!("cannot answer the order: {error}"))?;
-    Ok(prepared.ok().map(|(directory, order)| Lab { directory, order, asker: stream, agent_lock: None }))
+    Ok(prepared.ok().map(|(directory, order)| Lab {
+        kernel,
+        directory,
+        order,
+        asker: stream,
+        agent_lock: None,
+    }))
 }
 
 async fn answer(stream: &mut UnixStream, answer: &Answer) -> io::Result<()> {
@@ -224,7 +254,7 @@ async fn answer(stream: &mut UnixStream, answer: &Answer) -> io::Result<()> {
 }
 
 /// Makes the lab's directory, which is returned.
-fn prepare(order: &Order) -> Result<PathBuf, String> {
+fn prepare(kernel: &str, order: &Order) -> Result<PathBuf, String> {
     let cannot =
         |what: &str, path: &Path, error: io::Error| format!("cannot {what} {}: {error}", path.display());
     let directory = Path::new(RUNTIME).join(&order.lab);
@@ -239,14 +269,7 @@ fn prepare(order: &Order) -> Result<PathBuf, String> {
     fs::write(&plan, text).map_err(|error| cannot("write", &plan, error))?;
     for path in &order.shared {
         fs::create_dir_all(path).map_err(|error| cannot("make", path, error))?;
-        mount(
-            Some("none"),
-            path,
-            Some("hostfs"),
-            MsFlags::MS_NOSUID | MsFlags::MS_NODEV,
-            Some(path.as_path()),
-        )
-        .map_err(|error| cannot("share", path, error.into()))?;
+        mount_from_machine(kernel, path).map_err(|error| cannot("share", path, error))?;
     }
     sethostname(&order.lab).map_err(|error| format!("cannot set the host's name: {error}"))?;
     Ok(directory)
@@ -282,7 +305,7 @@ impl Lab {
         let caller: StdStream = caller.into_std()?;
         caller.set_nonblocking(false)?;
         let mut command = Command::new(&self.order.program);
-        command.arg("agent").arg(&self.directory).args(["--kernel", KERNEL]);
+        command.arg("agent").arg(&self.directory).args(["--kernel", self.kernel]);
         if !self.order.env.is_empty() {
             command.env_clear().envs(&self.order.env);
         }

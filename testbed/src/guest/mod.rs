@@ -15,4 +15,5 @@ mod line;
 pub mod machine;
 pub mod mux;
 pub mod order;
+pub mod qemu;
 mod uml;

@@ -5,8 +5,9 @@
 //! kernel/sources/ID/     an archive and its tree, while a build needs them
 //! kernel/builds/KEY/     objects of a build that isn't through
 //! kernel/apt/REQUEST/    apt's lists, apart from the machine's own
+//! kernel/kvm.json        whether KVM runs a kernel here
 //! ```
-//! Beside each of the last three is its lock.
+//! Beside each of the last three directories is its lock.
 
 use std::fs::{self, File, TryLockError};
 use std::io;
@@ -167,6 +168,11 @@ impl Cache {
             }
         }
         Ok(freed)
+    }
+
+    /// What was seen of KVM, for as long as the machine is up.
+    pub(crate) fn kvm(&self) -> PathBuf {
+        self.root.join("kvm.json")
     }
 
     /// apt's lists for one kind of request.

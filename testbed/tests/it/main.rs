@@ -5,6 +5,7 @@ mod bench;
 mod cli;
 mod doctor;
 mod exec;
+mod guest;
 mod kernel;
 mod lab;
 mod run;

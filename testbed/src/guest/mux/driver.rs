@@ -12,7 +12,7 @@ use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinHandle;
 
 use super::frame::MAX_DATA;
-use super::{Event, Mux, MuxError, Role, Service, StreamId};
+use super::{Event, Mux, MuxError, Service, StreamId};
 
 /// Bytes that are read from the line, and written to it, at once.
 const CHUNK: usize = 64 << 10;
@@ -94,13 +94,13 @@ enum Arrived {
 
 impl Driver {
     /// Runs a line. Must be called within a runtime.
-    pub fn start<R, W>(role: Role, from: R, to: W) -> (Self, Opener, Incoming)
+    pub fn start<R, W>(mux: Mux, from: R, to: W) -> (Self, Opener, Incoming)
     where
         R: AsyncRead + Unpin + Send + 'static,
         W: AsyncWrite + Unpin + Send + 'static,
     {
         let (incoming, opened) = mpsc::unbounded_channel();
-        let state = Mutex::new(State { mux: Mux::new(role), links: BTreeMap::new() });
+        let state = Mutex::new(State { mux, links: BTreeMap::new() });
         let line = watch::Sender::new(LineState::Silent);
         let shared =
             Arc::new(Shared { state, pending: Notify::new(), written: Notify::new(), line, incoming });

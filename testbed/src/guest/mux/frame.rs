@@ -26,6 +26,8 @@ pub enum Frame {
     Finish(StreamId),
     /// The stream is gone.
     Reset(StreamId),
+    /// So many bytes more of the line were taken in, whatever they were.
+    Taken(u32),
 }
 
 /// Bytes that are no frame. The line is of no further use.
@@ -48,11 +50,12 @@ impl Frame {
     /// Appends the frame. Data must be at most [`MAX_DATA`] bytes.
     pub fn encode(&self, to: &mut BytesMut) {
         let (stream, kind, length) = match self {
-            Self::Open(stream, _) => (stream, 1, 1),
-            Self::Data(stream, data) => (stream, 2, data.len()),
-            Self::Credit(stream, _) => (stream, 3, 4),
-            Self::Finish(stream) => (stream, 4, 0),
-            Self::Reset(stream) => (stream, 5, 0),
+            Self::Open(stream, _) => (*stream, 1, 1),
+            Self::Data(stream, data) => (*stream, 2, data.len()),
+            Self::Credit(stream, _) => (*stream, 3, 4),
+            Self::Finish(stream) => (*stream, 4, 0),
+            Self::Reset(stream) => (*stream, 5, 0),
+            Self::Taken(_) => (StreamId(0), 6, 4),
         };
         debug_assert!(length <= MAX_DATA, "{length} bytes in a frame");
         to.reserve(HEADER + length);
@@ -63,7 +66,7 @@ impl Frame {
         match self {
             Self::Open(_, service) => to.put_u8(service.0),
             Self::Data(_, data) => to.put_slice(data),
-            Self::Credit(_, bytes) => to.put_u32(*bytes),
+            Self::Credit(_, bytes) | Self::Taken(bytes) => to.put_u32(*bytes),
             Self::Finish(_) | Self::Reset(_) => {}
         }
     }
@@ -77,7 +80,7 @@ impl Frame {
         let fits = match kind {
             1 => length == 1,
             2 => (1..=MAX_DATA).contains(&length),
-            3 => length == 4,
+            3 | 6 => length == 4,
             4 | 5 => length == 0,
             _ => return Err(BadFrame::Kind(kind)),
         };
@@ -94,7 +97,8 @@ impl Frame {
             2 => Self::Data(stream, body.freeze()),
             3 => Self::Credit(stream, body.get_u32()),
             4 => Self::Finish(stream),
-            _ => Self::Reset(stream),
+            5 => Self::Reset(stream),
+            _ => Self::Taken(body.get_u32()),
         }))
     }
 }
@@ -107,12 +111,13 @@ mod tests {
 
     fn frame() -> impl Strategy<Value = Frame> {
         let stream = any::<u32>().prop_map(StreamId);
-        (stream, any::<u32>(), 0..5u8, prop::collection::vec(any::<u8>(), 1..300)).prop_map(
+        (stream, any::<u32>(), 0..6u8, prop::collection::vec(any::<u8>(), 1..300)).prop_map(
             |(stream, number, kind, data)| match kind {
                 0 => Frame::Open(stream, Service(data[0])),
                 1 => Frame::Data(stream, data.into()),
                 2 => Frame::Credit(stream, number),
                 3 => Frame::Finish(stream),
+                4 => Frame::Taken(number),
                 _ => Frame::Reset(stream),
             },
         )
@@ -150,7 +155,7 @@ mod tests {
 
     #[test]
     fn a_length_that_a_kind_does_not_have_is_refused_from_the_header_alone() {
-        for (kind, length) in [(1, 2), (2, 0), (2, 16_385), (3, 5), (4, 1), (5, 1)] {
+        for (kind, length) in [(1, 2), (2, 0), (2, 16_385), (3, 5), (4, 1), (5, 1), (6, 3)] {
             let mut bytes = BytesMut::new();
             bytes.put_u32(1);
             bytes.put_u8(kind);

@@ -16,7 +16,11 @@
 //!     credit     so many bytes more: u32         the receiver has handed that much on
 //!     finish                                     no more data this way
 //!     reset                                      the stream is gone, both ways
+//!     taken      so many bytes more: u32         guest only; stream 0: so much of the line has arrived
 //! ```
+//!
+//! The last is for lines that lose their way when too much waits in them, as a terminal of UML's does that was throttled:
+//! the host then has no more under way than the line bears.
 
 mod driver;
 pub mod frame;

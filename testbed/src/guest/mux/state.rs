@@ -16,6 +16,9 @@ const FLOODED: usize = 1 << 20;
 /// A credit is granted once so much of the window was handed on: a frame for every few bytes would cost more than them.
 const GRANT: usize = WINDOW / 4;
 
+/// The guest says how much of the line has arrived once it is so much: less than any line bears.
+const TELL: usize = 512;
+
 /// Which side of the line this is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
@@ -57,6 +60,9 @@ pub enum MuxError {
     /// More than the window, or nothing.
     #[error("{0}: a credit of {1} bytes")]
     BadCredit(StreamId, u32),
+    /// More was taken from the line than was put on it, or by the wrong side.
+    #[error("{0} bytes were taken from the line that were not on it")]
+    BadTaken(u32),
     /// Only the host opens streams, each number once and in order.
     #[error("{0} was opened out of order")]
     BadOpen(StreamId),
@@ -102,6 +108,11 @@ pub struct Mux {
     streams: BTreeMap<StreamId, Stream>,
     /// The number of the stream that was opened last.
     last: u32,
+    /// Bytes that the line bears.
+    bears: usize,
+    /// The host: bytes that are on the line; below 0 while the guest has taken some that were just put there, before
+    /// [`Mux::transmitted`] was told. The guest: bytes that arrived since it last said so.
+    on_line: i64,
     received: BytesMut,
     to_send: BytesMut,
     events: VecDeque<Event>,
@@ -110,8 +121,13 @@ pub struct Mux {
 }
 
 impl Mux {
-    /// A line on which nothing was said yet.
+    /// A line on which nothing was said yet, and that bears any number of bytes.
     pub fn new(role: Role) -> Self {
+        Self::bearing(role, usize::MAX)
+    }
+
+    /// A line that bears so many bytes under way to the guest, at least 1 KiB.
+    pub fn bearing(role: Role, bears: usize) -> Self {
         let mut to_send = BytesMut::new();
         if role == Role::Guest {
             to_send.extend_from_slice(&GREETING);
@@ -121,6 +137,8 @@ impl Mux {
             greeted: role == Role::Guest,
             streams: BTreeMap::new(),
             last: 0,
+            bears: bears.max(2 * TELL),
+            on_line: 0,
             received: BytesMut::new(),
             to_send,
             events: VecDeque::new(),
@@ -202,6 +220,14 @@ impl Mux {
     /// Takes in what came over the line. After an error the line is of no further use.
     pub fn receive(&mut self, bytes: &[u8]) -> Result<(), MuxError> {
         self.received.extend_from_slice(bytes);
+        if self.role == Role::Guest {
+            self.on_line = self.on_line.saturating_add_unsigned(bytes.len() as u64);
+            if self.on_line >= TELL as i64 {
+                let bytes = std::mem::take(&mut self.on_line);
+                // What is read at once is far less.
+                Frame::Taken(u32::try_from(bytes).unwrap_or(u32::MAX)).encode(&mut self.to_send);
+            }
+        }
         if !self.greeted {
             let expected = &GREETING[..self.received.len().min(GREETING.len())];
             if !self.received.starts_with(expected) {
@@ -224,6 +250,11 @@ impl Mux {
     fn take(&mut self, frame: Frame) -> Result<(), MuxError> {
         if let Frame::Open(id, service) = frame {
             return self.opened(id, service);
+        }
+        if let Frame::Taken(bytes) = frame {
+            self.on_line -= i64::from(bytes);
+            let possible = self.role == Role::Host && self.on_line + self.to_send.len() as i64 >= 0;
+            return possible.then_some(()).ok_or(MuxError::BadTaken(bytes));
         }
         let (Frame::Data(id, _) | Frame::Credit(id, _) | Frame::Finish(id) | Frame::Reset(id)) = frame else {
             return Ok(());
@@ -262,7 +293,7 @@ impl Mux {
                 self.streams.remove(&id);
                 self.events.push_back(Event::Reset(id));
             }
-            Frame::Open(..) => {}
+            Frame::Open(..) | Frame::Taken(_) => {}
         }
         Ok(())
     }
@@ -287,14 +318,22 @@ impl Mux {
         self.events.pop_front()
     }
 
-    /// Bytes for the line, at the front of what waits; none before the guest has greeted.
+    /// Bytes for the line, at the front of what waits; none before the guest has greeted, and no more than the line bears.
     pub fn transmit(&self) -> &[u8] {
-        if self.greeted { &self.to_send } else { &[] }
+        let room = match self.role {
+            Role::Host if !self.greeted => 0,
+            Role::Host => self.bears.saturating_sub(usize::try_from(self.on_line).unwrap_or(0)),
+            Role::Guest => usize::MAX,
+        };
+        &self.to_send[..self.to_send.len().min(room)]
     }
 
     /// So many of them are on the line.
     pub fn transmitted(&mut self, bytes: usize) {
         self.to_send.advance(bytes);
+        if self.role == Role::Host {
+            self.on_line = self.on_line.saturating_add_unsigned(bytes as u64);
+        }
         while self.to_send.len() < FULL
             && let Some(id) = self.waiting.pop_front()
         {

@@ -94,6 +94,28 @@ fn a_stream_that_nobody_reads_stops_itself_and_no_other() {
 }
 
 #[test]
+fn no_more_is_under_way_than_the_line_bears() {
+    const BEARS: usize = 2048;
+    let mut line = Line { host: Mux::bearing(Role::Host, BEARS), guest: Mux::new(Role::Guest) };
+    line.settle();
+    let id = line.host.open(Service(1)).unwrap();
+    assert_eq!(line.host.send(id, &[7; 10_000]), 10_000);
+    let (mut rounds, mut arrived) = (0, 0);
+    while arrived < 10_000 {
+        let bytes = Line::carry(&mut line.host, &mut line.guest, usize::MAX);
+        assert!((1..=BEARS).contains(&bytes), "{bytes} bytes at once");
+        assert_eq!(line.host.transmit(), b"", "none of it was taken yet");
+        Line::carry(&mut line.guest, &mut line.host, usize::MAX);
+        rounds += 1;
+        arrived += events(&mut line.guest)
+            .iter()
+            .map(|event| if let Event::Data(_, data) = event { data.len() } else { 0 })
+            .sum::<usize>();
+    }
+    assert!(rounds >= 10_000 / BEARS, "{rounds}");
+}
+
+#[test]
 fn a_full_line_is_shared_in_turn() {
     let mut line = Line::new();
     let ids: Vec<StreamId> = (0..8).map(|_| line.host.open(Service(1)).unwrap()).collect();
@@ -159,6 +181,9 @@ fn a_peer_that_breaks_the_rules_is_refused() {
     assert_eq!(refused(Role::Host, &[Frame::Finish(one), Frame::Finish(one)]), MuxError::AfterFinish(one));
     assert_eq!(refused(Role::Host, &[Frame::Open(two, Service(1))]), MuxError::BadOpen(two));
     assert_eq!(refused(Role::Guest, &[Frame::Open(two, Service(1))]), MuxError::BadOpen(two));
+    // The frame that opened the stream, which nobody has put on the line yet, has 8 bytes.
+    assert_eq!(refused(Role::Host, &[Frame::Taken(9)]), MuxError::BadTaken(9));
+    assert_eq!(refused(Role::Guest, &[Frame::Taken(1)]), MuxError::BadTaken(1));
     let many: Vec<Frame> = (1..200_000).map(|n| Frame::Open(StreamId(n), Service(1))).collect();
     assert_eq!(refused(Role::Guest, &many), MuxError::Flooded);
 }
@@ -291,9 +316,9 @@ proptest! {
 fn pair() -> ((Driver, Opener), (Driver, Incoming)) {
     let (ours, theirs) = UnixStream::pair().unwrap();
     let (from, to) = ours.into_split();
-    let (host, opener, _) = Driver::start(Role::Host, from, to);
+    let (host, opener, _) = Driver::start(Mux::new(Role::Host), from, to);
     let (from, to) = theirs.into_split();
-    let (guest, _, incoming) = Driver::start(Role::Guest, from, to);
+    let (guest, _, incoming) = Driver::start(Mux::new(Role::Guest), from, to);
     ((host, opener), (guest, incoming))
 }
 
@@ -381,7 +406,7 @@ async fn a_line_is_flushed_once_every_stream_has_ended_from_here() {
 async fn a_line_that_speaks_something_else_says_so() {
     let (ours, mut theirs) = UnixStream::pair().unwrap();
     let (from, to) = ours.into_split();
-    let (host, _opener, _incoming) = Driver::start(Role::Host, from, to);
+    let (host, _opener, _incoming) = Driver::start(Mux::new(Role::Host), from, to);
     theirs.write_all(b"login: ").await.unwrap();
     let error = host.greeted().await.unwrap_err();
     assert!(error.to_string().contains("\"login: \""), "{error}");
