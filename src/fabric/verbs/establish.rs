@@ -63,7 +63,10 @@ pub(super) async fn connect(
 async fn request(prepared: Prepared, offer: Offer) -> Result<(Prepared, Offer), FabricError> {
     let (done, result) = oneshot::channel();
     let ask = move || {
-        let asked = prepared.pair.connect(&offer);
+        let asked = prepared
+            .pair
+            .pair()
+            .and_then(|pair| pair.connect(&offer).map_err(|error| FabricError::io("connect", error)));
         drop(done.send((prepared, offer, asked)));
     };
     std::thread::Builder::new()
@@ -71,7 +74,7 @@ async fn request(prepared: Prepared, offer: Offer) -> Result<(Prepared, Offer), 
         .spawn(ask)
         .map_err(|error| FabricError::io("a thread", error))?;
     let (prepared, offer, asked) = result.await.map_err(|_| FabricError::Closed)?;
-    asked.map_err(|error| FabricError::io("connect", error))?;
+    asked?;
     Ok((prepared, offer))
 }
 
@@ -93,7 +96,7 @@ pub(super) async fn accept(
                 .min(asked.outbound_reads),
         };
         let prepared = Prepared::new(fabric, pd, id, &options)?;
-        prepared.pair.accept(&offer).map_err(|error| FabricError::io("accept", error))?;
+        prepared.pair.pair()?.accept(&offer).map_err(|error| FabricError::io("accept", error))?;
         expect(&events, EventKind::Established).await?;
         prepared.established(asked.private_data, offer.outbound_reads)
     };
@@ -155,11 +158,34 @@ fn rejected(event: Event) -> FabricError {
 
 /// A queue pair with its receives posted, before it is connected.
 struct Prepared {
-    pair: QueuePair,
-    receives: Receives,
+    pair: Unconnected,
     pd: VerbsPd,
     completions: Arc<AsyncFd<CompletionChannel>>,
     max_message: usize,
+}
+
+/// Taken when it is connected. Until then giving it up may take its time: siw waits for the peer's answer to the request,
+/// up to ten seconds. So that is done on a thread.
+struct Unconnected(Option<(QueuePair, Receives)>);
+
+impl Drop for Unconnected {
+    fn drop(&mut self) {
+        if let Some((pair, receives)) = self.0.take() {
+            let give_up = move || {
+                // In this order: the memory of receives goes last.
+                drop(pair);
+                drop(receives);
+            };
+            // Without a thread it is dropped by whoever fails to make one.
+            drop(std::thread::Builder::new().name("rdma_give_up".into()).spawn(give_up));
+        }
+    }
+}
+
+impl Unconnected {
+    fn pair(&self) -> Result<&QueuePair, FabricError> {
+        self.0.as_ref().map(|(pair, _)| pair).ok_or(FabricError::Closed)
+    }
 }
 
 impl Prepared {
@@ -176,21 +202,23 @@ impl Prepared {
             .map_err(|error| FabricError::io("rdma_create_qp", error))?;
         let mut receives = Receives::new(&pd.0, options.receive_depth, options.receive_size)?;
         receives.replenish(&pair, 0)?;
-        Ok(Self { pair, receives, pd, completions, max_message: fabric.max_message })
+        let pair = Unconnected(Some((pair, receives)));
+        Ok(Self { pair, pd, completions, max_message: fabric.max_message })
     }
 
     fn established(
-        self,
+        mut self,
         private_data: Vec<u8>,
         outbound_reads: u8,
     ) -> Result<Arc<dyn Connection>, FabricError> {
         let address = |address: Option<SocketAddr>| {
             address.ok_or_else(|| FabricError::Protocol("the connection has no IP address".into()))
         };
-        let id = self.pair.id();
+        let id = self.pair.pair()?.id();
         let (local, peer) = (address(id.local_addr())?, address(id.peer_addr())?);
         let events = id.channel().clone();
-        let shared = Arc::new(Shared::new(self.pair, self.receives, SEND_DEPTH as usize));
+        let Some((pair, receives)) = self.pair.0.take() else { return Err(FabricError::Closed) };
+        let shared = Arc::new(Shared::new(pair, receives, SEND_DEPTH as usize));
         let driver = Driver { shared: shared.clone(), events, completions: self.completions };
         tokio::spawn(driver.run());
         Ok(Arc::new(VerbsConnection {

@@ -72,6 +72,7 @@ fn battery(test: &str, fabric: &str) {
         this.to_str().unwrap(),
         "--test-threads=1",
         "battery::",
+        "interoperation::",
         "killed::",
     ]);
     let text = String::from_utf8_lossy(&output.stdout);

@@ -5,5 +5,6 @@
 
 mod battery;
 mod guest;
+mod interoperation;
 mod killed;
 mod support;

@@ -75,8 +75,19 @@ pub(crate) async fn pair_on(
     ours: ConnectOptions,
     theirs: ConnectOptions,
 ) -> (End, End) {
-    let (a, b) = (fabric.allocate_pd().unwrap(), fabric.allocate_pd().unwrap());
-    let connect = fabric.connect(&a, listener.local_addr(), ours);
+    pair_between(fabric, ours, fabric, listener, theirs).await
+}
+
+/// Two ends on two fabrics that talk to each other.
+pub(crate) async fn pair_between(
+    connecting: &dyn Fabric,
+    ours: ConnectOptions,
+    listening: &dyn Fabric,
+    listener: &dyn Listener,
+    theirs: ConnectOptions,
+) -> (End, End) {
+    let (a, b) = (connecting.allocate_pd().unwrap(), listening.allocate_pd().unwrap());
+    let connect = connecting.connect(&a, listener.local_addr(), ours);
     let accept = async { listener.accept().await?.accept(&b, theirs).await };
     let (connected, accepted) = soon(async { tokio::join!(connect, accept) }).await;
     match (connected, accepted) {
