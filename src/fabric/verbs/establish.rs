@@ -34,7 +34,8 @@ pub(super) async fn connect(
     let setting_up = async {
         let id = CmId::new().map_err(|error| FabricError::io("rdma_create_id", error))?;
         let events = id.channel().clone();
-        id.resolve_address(to, options.timeout).map_err(|error| FabricError::io("connect", error))?;
+        // Less than all of the time, so that an address that nobody has is told from a peer that is slow.
+        id.resolve_address(to, options.timeout * 4 / 5).map_err(|error| FabricError::io("connect", error))?;
         expect(&events, EventKind::AddressResolved).await?;
         fabric.expect_device(&id, to)?;
         id.resolve_route(options.timeout).map_err(|error| FabricError::io("connect", error))?;
@@ -127,6 +128,11 @@ async fn expect(events: &Arc<AsyncFd<EventChannel>>, expected: EventKind) -> Res
             EventKind::Other(kind) => tracing::debug!(kind, "an event of no consequence"),
             EventKind::Rejected => return Err(rejected(event)),
             EventKind::Disconnected => return Err(FabricError::Closed),
+            // Nobody answers for the address: what TCP calls an unreachable host.
+            EventKind::AddressError if event.status == -nix::libc::ETIMEDOUT => {
+                let unreachable = io::Error::from_raw_os_error(nix::libc::EHOSTUNREACH);
+                return Err(FabricError::io("connect", unreachable));
+            }
             EventKind::DeviceRemoval => {
                 return Err(FabricError::io("connect", io::Error::from_raw_os_error(nix::libc::ENODEV)));
             }
