@@ -55,6 +55,11 @@ impl Names {
         }
     }
 
+    /// A region's first byte that anybody was told of.
+    pub fn advertised(&mut self, stag: u32, to: u64) {
+        self.bases.entry(stag).or_insert(to);
+    }
+
     /// An IP address: its host, or itself if it is of no host.
     pub fn ip(&self, ip: IpAddr) -> String {
         self.place.addresses.get(&ip).cloned().unwrap_or_else(|| ip.to_string())
@@ -106,7 +111,7 @@ impl Names {
         let ip: Option<IpAddr> = find("ip").and_then(|ip| ip.trim_matches(['"', '[', ']']).parse().ok());
         let stag = find("stag").and_then(parse_number).and_then(|stag| u32::try_from(stag).ok());
         if let (Some(stag), Some(to)) = (stag, find("to").and_then(parse_number)) {
-            self.bases.entry(stag).or_insert(to);
+            self.advertised(stag, to);
         }
         let named: Vec<String> = parts
             .iter()

@@ -3,13 +3,13 @@
 use std::fmt::Write as _;
 use std::time::Duration;
 
-use rdma_http::message::Message;
+use rdma_http::message::{LENGTH, Message};
 
 use super::names::Names;
 use super::times::text as ms;
 use crate::agent::protocol::Exit;
 use crate::guest::choice::Clock;
-use crate::scenario::wire::{Direction, End, Item, MpaStart, Opening, Run, WireConnection};
+use crate::scenario::wire::{CmMessage, Direction, End, Item, MpaStart, Opening, Run, WireConnection};
 use crate::scenario::{Exchange, Moment, Observation, Operation, Region, Side};
 
 /// The golden texts of an observation.
@@ -26,10 +26,28 @@ pub struct Texts {
 /// Makes the texts. The names are given in the common one first, so that it does not depend on the fabric.
 pub fn texts(observation: &Observation) -> Texts {
     let mut names = Names::new(observation.place.clone());
+    // Places are told from a region's beginning, which the programs also tell each other by messages.
+    for (stag, to) in told_regions(observation) {
+        names.advertised(stag, to);
+    }
     let common = common(observation, &mut names);
     let fabric = wire(observation, &mut names);
     let times = (observation.clock == Clock::Virtual).then(|| times(observation, &names));
     Texts { common, fabric, times }
+}
+
+/// Regions that were told of by Sends, in order.
+fn told_regions(observation: &Observation) -> impl Iterator<Item = (u32, u64)> {
+    let connections = observation.wire.connections.iter();
+    let items =
+        connections.flat_map(|connection| connection.forth.items.iter().chain(&connection.back.items));
+    items.filter_map(|item| match item {
+        Item::Send { message, .. } => match Message::decode(message) {
+            Ok(Message::Region { at, .. }) => Some((at.stag.0, at.to)),
+            _ => None,
+        },
+        _ => None,
+    })
 }
 
 /// Lines, indented by two spaces a level.
@@ -265,6 +283,7 @@ fn connection(page: &mut Page, connection: &WireConnection, names: &mut Names) {
                 End::Open => "left open",
                 End::Fin => "FIN",
                 End::Reset => "RST",
+                End::Disconnected => "disconnected",
             }
         ));
     }
@@ -297,12 +316,17 @@ fn item(page: &mut Page, arrow: char, item: &Item, names: &mut Names) {
         Item::MpaStart(start) => mpa_start(start, names),
         Item::Writes(run) => tagged("Write", *run, names),
         Item::ReadResponses(run) => tagged("Read Response", *run, names),
-        Item::ReadRequest { sink, source, length } => format!(
-            "Read Request: {} of {} into {}",
-            bytes(u64::from(*length)),
-            names.remote(source.0, source.1),
-            names.remote(sink.0, sink.1)
-        ),
+        Item::ReadRequest { sink, source, length } => {
+            let length = bytes(u64::from(*length));
+            let mut text = format!("Read Request: {length} of {}", names.remote(source.0, source.1));
+            if let Some((stag, to)) = sink {
+                let _ = write!(text, " into {}", names.remote(*stag, *to));
+            }
+            text
+        }
+        Item::ReadData { length } => format!("Read Response: {}", bytes(*length)),
+        Item::Cm(message) => cm(message, names),
+        Item::Refusal(why) => format!("NAK: {why}"),
         Item::Send { message, invalidates, solicited } => {
             let mut text = format!("Send: {}", said(message, names));
             if *solicited {
@@ -349,6 +373,23 @@ fn said(message: &[u8], names: &mut Names) -> String {
         }
         Err(_) => length,
     }
+}
+
+fn cm(message: &CmMessage, names: &mut Names) -> String {
+    let (what, (responder, initiator), data) = match message {
+        CmMessage::Request { depths, private_data } => ("REQ", depths, private_data),
+        CmMessage::Reply { depths, private_data } => ("REP", depths, private_data),
+        CmMessage::Reject { reason } => return format!("CM REJ: reason {reason}"),
+    };
+    let mut text = format!("CM {what}: responder resources {responder}, initiator depth {initiator}");
+    // What the program gave is filled up with zeros, and how much it was is not said.
+    let given = data.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
+    if given > 0 {
+        let message = data.get(..LENGTH).filter(|_| given <= LENGTH);
+        let data = message.unwrap_or(&data[..given]);
+        let _ = write!(text, "; private data: {}", said(data, names));
+    }
+    text
 }
 
 fn mpa_start(start: &MpaStart, names: &mut Names) -> String {

@@ -1,4 +1,4 @@
-//! A pcapng file -> TCP segments and ARP packets, one at a time.
+//! A pcapng file -> TCP segments, RoCEv2 and ARP packets, one at a time.
 //!
 //! The frames are the relay's: an Ethernet frame as the host's TCP made it, up to 64 KiB long before any segmentation,
 //! its checksums not yet filled in. So no checksum is looked at, and an IP total length of 0 (a packet too long for
@@ -20,6 +20,13 @@ use super::WireError;
 pub(crate) enum Frame<'a> {
     /// A TCP segment.
     Tcp(Segment<'a>),
+    /// A RoCEv2 packet.
+    Roce {
+        /// From and to.
+        addresses: (IpAddr, IpAddr),
+        /// The datagram's payload.
+        datagram: &'a [u8],
+    },
     /// An ARP request: who asks for whose MAC address.
     ArpRequest {
         /// Who asks.
@@ -92,7 +99,13 @@ pub(crate) fn parse(frame: &[u8]) -> Frame<'_> {
         Some(LaxNetSlice::Arp(arp)) => return parse_arp(arp),
         None => return Frame::Other,
     };
-    let Some(TransportSlice::Tcp(tcp)) = &packet.transport else { return Frame::Other };
+    let tcp = match &packet.transport {
+        Some(TransportSlice::Tcp(tcp)) => tcp,
+        Some(TransportSlice::Udp(udp)) if udp.destination_port() == super::roce::PORT => {
+            return Frame::Roce { addresses: (from, to), datagram: udp.payload() };
+        }
+        _ => return Frame::Other,
+    };
     Frame::Tcp(Segment {
         source: SocketAddr::new(from, tcp.source_port()),
         destination: SocketAddr::new(to, tcp.destination_port()),

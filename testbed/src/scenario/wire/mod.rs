@@ -8,6 +8,7 @@ mod frame;
 mod http;
 mod mpa;
 mod reassembly;
+mod roce;
 mod tracker;
 
 use std::collections::BTreeSet;
@@ -29,10 +30,10 @@ pub struct Conversation {
     pub unanswered_arp: BTreeSet<(Ipv4Addr, Ipv4Addr)>,
 }
 
-/// One TCP connection.
+/// One connection, of TCP or of RoCE.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WireConnection {
-    /// Who sent the SYN.
+    /// Who sent the SYN, or the REQ.
     pub initiator: SocketAddr,
     /// Who was to answer it.
     pub responder: SocketAddr,
@@ -93,6 +94,8 @@ pub enum End {
     Fin,
     /// With a RST from its sender.
     Reset,
+    /// Through the communication manager, on RoCE.
+    Disconnected,
 }
 
 /// A thing said in one direction.
@@ -115,13 +118,22 @@ pub enum Item {
     ReadResponses(Run),
     /// An RDMA Read Request (RFC 5040, section 4.4).
     ReadRequest {
-        /// Where the bytes are to go.
-        sink: (u32, u64),
+        /// Where the bytes are to go; RoCE does not say.
+        sink: Option<(u32, u64)>,
         /// Where they are.
         source: (u32, u64),
         /// How many.
         length: u32,
     },
+    /// The bytes that answer an RDMA Read Request, on RoCE.
+    ReadData {
+        /// How many.
+        length: u64,
+    },
+    /// A message of InfiniBand's communication manager, on RoCE.
+    Cm(CmMessage),
+    /// The receiver of a RoCE request refuses it, for this reason.
+    Refusal(String),
     /// A Send of any kind.
     Send {
         /// Its bytes.
@@ -170,6 +182,30 @@ pub struct MpaStart {
     pub ready_to_receive: Option<String>,
     /// The program's own private data.
     pub private_data: Vec<u8>,
+}
+
+/// A message of InfiniBand's communication manager.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum CmMessage {
+    /// REQ.
+    Request {
+        /// RDMA Reads that its sender takes at once, and that it sends.
+        depths: (u8, u8),
+        /// The program's own private data, filled up with zeros.
+        private_data: Vec<u8>,
+    },
+    /// REP.
+    Reply {
+        /// RDMA Reads that its sender takes at once, and that it sends.
+        depths: (u8, u8),
+        /// The program's own private data, filled up with zeros.
+        private_data: Vec<u8>,
+    },
+    /// REJ.
+    Reject {
+        /// Why (section 12.6.7.2): 28 is the program's own will.
+        reason: u16,
+    },
 }
 
 /// Tagged messages that continue each other.

@@ -142,7 +142,7 @@ impl Way {
                 }
             }
             (_, Body::ReadRequest(request)) => self.items.push(Item::ReadRequest {
-                sink: (request.sink.0, request.sink_to),
+                sink: Some((request.sink.0, request.sink_to)),
                 source: (request.source.0, request.source_to),
                 length: request.length,
             }),

@@ -10,6 +10,7 @@ use super::frame::{Frame, Segment};
 use super::http::{HttpStream, Speaker};
 use super::mpa::MpaConnection;
 use super::reassembly::Reassembly;
+use super::roce::Roce;
 use super::{Conversation, Direction, End, Item, Opening, Times, WireConnection, WireError};
 
 const MAX_CONNECTIONS: usize = 4096;
@@ -22,12 +23,17 @@ const MPA_KEY: usize = 16;
 #[derive(Default)]
 pub(super) struct Tracker {
     flows: Vec<Flow>,
+    roce: Roce,
+    /// Frames so far.
+    frames: usize,
     by_addresses: HashMap<(SocketAddr, SocketAddr), usize>,
     arp_requests: BTreeSet<(Ipv4Addr, Ipv4Addr)>,
     arp_replies: BTreeSet<Ipv4Addr>,
 }
 
 struct Flow {
+    /// The place of its first frame in the capture.
+    order: usize,
     initiator: SocketAddr,
     responder: SocketAddr,
     /// The initiator's first sequence number, if its SYN was seen.
@@ -59,7 +65,9 @@ const BACK: usize = 1;
 impl Tracker {
     /// Takes the next frame.
     pub(super) fn frame(&mut self, time: Duration, frame: Frame<'_>) -> Result<(), WireError> {
+        self.frames += 1;
         match frame {
+            Frame::Roce { addresses, datagram } => self.roce.datagram(self.frames, time, addresses, datagram),
             Frame::Tcp(segment) => self.segment(time, &segment),
             Frame::ArpRequest { sender, target } => {
                 self.arp_requests.insert((sender, target));
@@ -137,6 +145,7 @@ impl Tracker {
         self.by_addresses.remove(&(to, from));
         self.by_addresses.insert((from, to), self.flows.len());
         self.flows.push(Flow {
+            order: self.frames,
             initiator: from,
             responder: to,
             isn: opens.then_some(segment.sequence),
@@ -152,8 +161,11 @@ impl Tracker {
     pub(super) fn finish(self) -> Conversation {
         let answered = self.arp_replies;
         let requests = self.arp_requests.into_iter();
+        let flows = self.flows.into_iter().map(|flow| (flow.order, flow.finish()));
+        let mut connections: Vec<(usize, WireConnection)> = flows.chain(self.roce.finish()).collect();
+        connections.sort_by_key(|(order, _)| *order);
         Conversation {
-            connections: self.flows.into_iter().map(Flow::finish).collect(),
+            connections: connections.into_iter().map(|(_, connection)| connection).collect(),
             unanswered_arp: requests.filter(|(_, target)| !answered.contains(target)).collect(),
         }
     }
