@@ -14,8 +14,6 @@ use std::time::Duration;
 
 use nix::unistd::geteuid;
 
-use crate::guest::console::end_of;
-
 /// The longest name of a lab, in bytes; it is also the host name inside.
 const MAX_NAME: usize = 63;
 
@@ -367,7 +365,7 @@ impl LabDir {
         let text = fs::read(self.log()).unwrap_or_default();
         let text = String::from_utf8_lossy(&text);
         let lines: Vec<&str> = text.lines().collect();
-        let tail = end_of(&lines);
+        let tail = &lines[lines.len().saturating_sub(20)..];
         if tail.is_empty() { "(the agent's log is empty)".to_owned() } else { tail.join("\n") }
     }
 }

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use super::bed::{Bed, BenchError};
 use super::judge::{iperf3_goodput, ping_round_trips, quantile};
 use super::write::Measured;
-use super::{Figure, Row, Target, guest};
+use super::{Figure, Row, Target};
 use crate::topology::{self, Plan, Topology};
 
 /// The nominal rate of [`FAST`], in bits per second.
@@ -66,8 +66,6 @@ pub async fn run(figures: &[Figure], rounds: usize, progress: Progress<'_>) -> R
             Figure::SoftWrite => soft_write(rounds, progress).await?,
             Figure::Fetch => fetch(rounds, progress).await?,
             Figure::UpDown => up_down(rounds, progress).await?,
-            Figure::GuestReadyUml => guest::uml(rounds, progress).await?,
-            Figure::GuestReadyQemu => guest::qemu(rounds, progress).await?,
         });
     }
     Ok(rows)
@@ -276,7 +274,7 @@ async fn down(beds: impl IntoIterator<Item = Bed>) {
     }
 }
 
-pub(super) fn median(values: &[f64]) -> f64 {
+fn median(values: &[f64]) -> f64 {
     quantile(values, 0.5).unwrap_or(f64::NAN)
 }
 

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rdma_http::events;
+use rdma_http::fabric::FabricKind;
 use serde::{Deserialize, Serialize};
 use tempfile::TempDir;
 use tokio::sync::watch;
@@ -167,6 +168,9 @@ impl Runner<'_> {
         server_said: &Told,
     ) -> Result<Observation, Trouble> {
         let place = Surroundings::new(self.plan, scenario)?;
+        if self.clock == Clock::Virtual {
+            in_step().await;
+        }
         let served = make_bodies(scenario, &work.root(), making).await?;
         let noting = "note in the lab's directory which link is captured";
         self.claim.captures(&place.link).map_err(io_trouble(noting))?;
@@ -234,18 +238,15 @@ impl Runner<'_> {
         client_said: &Told,
         server_said: &Told,
     ) -> Result<Sides, Trouble> {
-        let command = server_command(scenario, work, place);
+        let command = server_command(scenario, self.fabrics.server, work, place);
         let mut server = Process::start(self.client, HTTPD, command, true, server_said.clone()).await?;
         let Some(address) = server.listening().await else {
             let exit = server.ended().await?;
             return Err(Trouble::Said(format!("{HTTPD} {} before it listened", ended(exit))));
         };
         let program = scenario.client.program;
-        let command = client_command(scenario, work, place, address);
+        let command = client_command(scenario, self.fabrics.client, work, place, address);
         let events = program == Program::RdmaFetch;
-        if self.clock == Clock::Virtual {
-            in_step().await;
-        }
         let start_us = events::now_us();
         let start = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let client = Process::start(self.client, program.name(), command, events, client_said.clone()).await;
@@ -373,12 +374,13 @@ fn text(path: &Path) -> String {
     path.to_string_lossy().into_owned()
 }
 
-fn server_command(scenario: &Scenario, work: &Work, place: &Surroundings) -> Command {
+fn server_command(scenario: &Scenario, fabric: FabricKind, work: &Work, place: &Surroundings) -> Command {
     let listen = SocketAddr::new(place.server, 0);
     let own = ["--events".to_owned(), "-".to_owned(), "--root".to_owned(), text(&work.root())];
     let mut command = Command::new(&scenario.server.host, HTTPD)
         .args(own)
         .args(["--listen".to_owned(), listen.to_string()])
+        .args(["--fabric".to_owned(), fabric.to_string()])
         .args(scenario.server.args.iter().map(|argument| place.placeholders.fill(argument)))
         // Every flag has a variable, too: the user's must not change what is observed.
         .clean_env()
@@ -389,11 +391,21 @@ fn server_command(scenario: &Scenario, work: &Work, place: &Surroundings) -> Com
     command
 }
 
-fn client_command(scenario: &Scenario, work: &Work, place: &Surroundings, server: SocketAddr) -> Command {
+fn client_command(
+    scenario: &Scenario,
+    fabric: FabricKind,
+    work: &Work,
+    place: &Surroundings,
+    server: SocketAddr,
+) -> Command {
     let client = &scenario.client;
     let command = Command::new(&client.host, client.program.name()).clean_env().cwd(&work.folder);
     let command = match client.program {
-        Program::RdmaFetch => command.args(["--events", "-", "--output"]).arg(text(&work.output())),
+        Program::RdmaFetch => command
+            .args(["--events", "-", "--fabric"])
+            .arg(fabric.to_string())
+            .arg("--output")
+            .arg(text(&work.output())),
         // Nothing of the user's own settings may matter.
         Program::Curl => command
             .args(["--disable", "--silent", "--show-error", "--noproxy", "*", "--output"])

@@ -127,7 +127,7 @@ fn verdicts(findings: &[Value]) -> Vec<(&str, &str)> {
     findings.iter().map(|f| (f["name"].as_str().unwrap(), f["verdict"].as_str().unwrap())).collect()
 }
 
-fn seen(findings: &[Value]) -> Vec<&str> {
+pub(crate) fn seen(findings: &[Value]) -> Vec<&str> {
     let goldens = findings.iter().flat_map(|finding| finding["goldens"].as_array().unwrap());
     goldens.map(|golden| golden["seen"].as_str().unwrap()).collect()
 }

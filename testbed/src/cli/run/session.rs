@@ -26,8 +26,8 @@ use crate::topology::Plan;
 
 /// Exit code of a program that a signal ended, as shells have it.
 const SIGNALLED: u8 = 128;
-/// A guest's memory in MiB: twice a body of 64 MiB at both ends, on the wire, and in the capture. What is not used is not
-/// taken from the machine.
+/// A guest's memory in MiB: a body of 64 MiB in files and in registered memory at both ends, on the wire and in the
+/// capture, several times over. What is not used is not taken from the machine.
 const MEMORY: u32 = 1536;
 
 /// One call of `testbed run`.
