@@ -8,7 +8,7 @@ use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 
 use super::frame::{FrameError, FrameReader, FrameWriter};
-use super::protocol::{Blame, Exec, MAX_ANSWER, Request, Response, Status, WindowSize};
+use super::protocol::{Blame, DirectionChange, Exec, MAX_ANSWER, Request, Response, Status, WindowSize};
 use super::runtime::{LabDir, LabName};
 
 mod running;
@@ -183,6 +183,19 @@ impl Client {
     pub async fn capture_stop(&self, link: &str) -> Result<(u64, u64), ClientError> {
         match self.request(&Request::CaptureStop { link: link.to_owned() }).await? {
             Response::Captured { frames, dropped } => Ok((frames, dropped)),
+            _ => Err(self.unexpected()),
+        }
+    }
+
+    /// Changes what a link does from now on: from its a to its b, and from b to a.
+    pub async fn change_link(
+        &self,
+        link: &str,
+        a_to_b: DirectionChange,
+        b_to_a: DirectionChange,
+    ) -> Result<(), ClientError> {
+        match self.request(&Request::ChangeLink { link: link.to_owned(), a_to_b, b_to_a }).await? {
+            Response::Done => Ok(()),
             _ => Err(self.unexpected()),
         }
     }

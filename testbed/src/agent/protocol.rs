@@ -14,7 +14,7 @@ use std::path::PathBuf;
 use rdma_http::fabric::FabricKind;
 use serde::{Deserialize, Serialize};
 
-use crate::topology::Plan;
+use crate::topology::{Impairment, Plan};
 
 /// The largest frame that an agent accepts, in bytes.
 pub const MAX_FRAME: usize = 1 << 20;
@@ -52,8 +52,29 @@ pub enum Request {
         /// The link's name.
         link: String,
     },
+    /// Change what a link does to frames from now on: answered by [`Response::Done`] once it does.
+    ChangeLink {
+        /// The link's name.
+        link: String,
+        /// From a to b.
+        #[serde(default)]
+        a_to_b: DirectionChange,
+        /// From b to a.
+        #[serde(default)]
+        b_to_a: DirectionChange,
+    },
     /// Take the lab down: answered by [`Response::Done`] once everything is gone.
     Down,
+}
+
+/// What is to change about one direction of a link; nothing by default.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct DirectionChange {
+    /// What it does to frames.
+    pub does: Option<Impairment>,
+    /// Cut: nothing arrives any more, what is under way included. Not cut: it does again what it did.
+    pub cut: Option<bool>,
 }
 
 /// A command to run in a host.
@@ -256,8 +277,8 @@ pub struct LinkStatus {
     pub b_to_a: DirectionStatus,
 }
 
-/// Counters of one direction of a link.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+/// One direction of a link.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DirectionStatus {
     /// Frames carried (an offloaded frame of many segments counts once).
@@ -266,4 +287,8 @@ pub struct DirectionStatus {
     pub bytes: u64,
     /// Frames that found the queue full.
     pub dropped: u64,
+    /// What it does to frames now; the plan has what it did at first.
+    pub does: Impairment,
+    /// Whether it is cut.
+    pub cut: bool,
 }

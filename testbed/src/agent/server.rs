@@ -19,7 +19,7 @@ use super::command;
 use super::commands::Commands;
 use super::frame::{FrameError, FrameReader, FrameWriter};
 use super::lookup::{self, NotExecuted};
-use super::protocol::{Blame, Exec, HostStatus, MAX_FRAME, Request, Response, Status};
+use super::protocol::{Blame, DirectionChange, Exec, HostStatus, MAX_FRAME, Request, Response, Status};
 use super::runtime::LabDir;
 use super::shares::Shares;
 use super::spawn;
@@ -231,6 +231,7 @@ async fn connection(agent: &Agent, stream: UnixStream) -> Result<(), FrameError>
                 let _ = agent.gone.subscribe().wait_for(|gone| *gone).await;
                 Response::Done
             }
+            Request::ChangeLink { link, a_to_b, b_to_a } => agent.change_link(&link, [a_to_b, b_to_a]).await,
             other => agent.answer(other),
         },
     };
@@ -265,6 +266,22 @@ impl Agent {
         }
     }
 
+    async fn change_link(&self, link: &str, changes: [DirectionChange; 2]) -> Response {
+        // The lab is not held while the kernel does its part.
+        let begun = match self.lab.read().unwrap_or_else(PoisonError::into_inner).as_ref() {
+            Some(lab) => lab.change_link(link, changes),
+            None => return self.not_up(),
+        };
+        let done = match begun {
+            Ok(rest) => rest.await,
+            Err(error) => Err(error),
+        };
+        match done {
+            Ok(()) => Response::Done,
+            Err(LabError { message, blame }) => Response::Failed { message, blame },
+        }
+    }
+
     /// Answers what needs no waiting.
     fn answer(&self, request: Request) -> Response {
         let failed = |LabError { message, blame }| Response::Failed { message, blame };
@@ -280,12 +297,14 @@ impl Agent {
                 lab.capture_stop(&link)
                     .map_or_else(failed, |(frames, dropped)| Response::Captured { frames, dropped })
             }),
-            Request::Exec(_) | Request::Down | Request::Resize(_) | Request::Signal { .. } => {
-                Response::Failed {
-                    message: "this belongs to a running command".to_owned(),
-                    blame: Blame::Usage,
-                }
-            }
+            Request::Exec(_)
+            | Request::Down
+            | Request::Resize(_)
+            | Request::Signal { .. }
+            | Request::ChangeLink { .. } => Response::Failed {
+                message: "this belongs to a running command".to_owned(),
+                blame: Blame::Usage,
+            },
         }
     }
 

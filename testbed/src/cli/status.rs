@@ -138,14 +138,21 @@ pub(super) fn text(status: &Status, color: bool) -> String {
             devices.row([name, host, kind, port, gid]);
         }
     }
+    let devices = if devices.is_empty() { String::new() } else { devices.render(color) };
+    hosts.render(color) + &devices + &links_text(status, None, color)
+}
+
+/// What links do now, one of them or all, as a table.
+pub(super) fn links_text(status: &Status, only: Option<&str>, color: bool) -> String {
     let mut links = Table::new(&["LINK", "DIRECTION", "DOES", "FRAMES", "BYTES", "DROPPED", "BY"]);
     for (plan, link) in status.plan.links.iter().zip(&status.links) {
         let LinkStatus { name, driver, a_to_b, b_to_a } = link;
-        links.row(direction(name, &plan.a.host, &plan.b.host, &plan.a_to_b, Some(a_to_b), driver));
-        links.row(direction("", &plan.b.host, &plan.a.host, &plan.b_to_a, Some(b_to_a), ""));
+        if only.is_none_or(|only| only == name) {
+            links.row(direction(name, &plan.a.host, &plan.b.host, &a_to_b.does, Some(a_to_b), driver));
+            links.row(direction("", &plan.b.host, &plan.a.host, &b_to_a.does, Some(b_to_a), ""));
+        }
     }
-    let devices = if devices.is_empty() { String::new() } else { devices.render(color) };
-    hosts.render(color) + &devices + &links.render(color)
+    links.render(color)
 }
 
 /// A plan as tables, for `up --dry-run`.
@@ -201,7 +208,7 @@ fn direction(
     [
         name.to_owned(),
         format!("{from} -> {to}"),
-        describe(impairment),
+        if counters.is_some_and(|c| c.cut) { "cut".to_owned() } else { describe(impairment) },
         count(|c| c.frames),
         count(|c| c.bytes),
         count(|c| c.dropped),

@@ -46,7 +46,7 @@ pub(super) async fn build(plan: &Plan, device: RelayDevice) -> Result<(Vec<Host>
         let ends = relayed().flat_map(ends).map(|(end, out)| patch::End {
             endpoint: end.clone(),
             host: named[end.host.as_str()],
-            mtu: mtu(plan, end),
+            mtu: plan.mtu(end),
             offload: may_offload(out),
         });
         ports = patch::connect(ends.collect()).await?;
@@ -87,8 +87,8 @@ pub(super) async fn build(plan: &Plan, device: RelayDevice) -> Result<(Vec<Host>
 
     let links = plan.links.iter().map(|link| match Carrier::of(link.driver) {
         Carrier::Relay => relay(link, device, &mut ports),
-        Carrier::Netem => Ok(Link::kernel(link.clone(), "netem")),
-        Carrier::Veth => Ok(Link::kernel(link.clone(), "veth")),
+        Carrier::Netem => Ok(Link::netem(link.clone())),
+        Carrier::Veth => Ok(Link::veth(link.clone())),
     });
     let links = links.collect::<Result<_, _>>()?;
     Ok((hosts, links))
@@ -130,7 +130,8 @@ async fn impair(
     host: &Host,
 ) -> Result<(), LabError> {
     let seed = seed(&link.name, end);
-    let set = host.set_qdisc(&end.interface, |index| netem::message(index, out, mtu(plan, end), seed)).await;
+    let set =
+        host.set_qdisc(&end.interface, |index| netem::message(index, out, plan.mtu(end), seed, false)).await;
     set.map_err(|e| match e.kind() {
         std::io::ErrorKind::NotFound => LabError::machine(format!(
             "link {}: this kernel has no netem; `modprobe sch_netem` may add it (Debian, Ubuntu: the package \
@@ -157,22 +158,11 @@ fn relay(
     };
     let a_to_b = start(&link.a, a.receive, b.transmit, &link.a_to_b)?;
     let b_to_a = start(&link.b, b.receive, a.transmit, &link.b_to_a)?;
-    let driver = match device {
-        RelayDevice::Tap => "relay over TAP",
-        RelayDevice::Packet => "relay over AF_PACKET",
-    };
-    Ok(Link::relayed(link.clone(), driver, [a_to_b, b_to_a]))
-}
-
-/// The MTU of an interface; [`check`] has found every end of a link among the interfaces.
-fn mtu(plan: &Plan, end: &Endpoint) -> u32 {
-    let host = plan.hosts.iter().find(|h| h.name == end.host);
-    let interface = host.and_then(|h| h.interfaces.iter().find(|i| i.name == end.interface));
-    interface.map_or(1_500, |i| i.mtu)
+    Ok(Link::relayed(link.clone(), device, [a_to_b, b_to_a]))
 }
 
 /// The same in every run, and different for every direction.
-fn seed(link: &str, from: &Endpoint) -> u64 {
+pub(super) fn seed(link: &str, from: &Endpoint) -> u64 {
     let digest = Sha256::digest(format!("{link} from {from}"));
     digest.iter().take(8).fold(0, |seed, byte| seed << 8 | u64::from(*byte))
 }
@@ -180,6 +170,15 @@ fn seed(link: &str, from: &Endpoint) -> u64 {
 /// Each end of a link with what happens to the frames that it sends.
 fn ends(link: &LinkPlan) -> [(&Endpoint, &Impairment); 2] {
     [(&link.a, &link.a_to_b), (&link.b, &link.b_to_a)]
+}
+
+/// What one that comes over the agent's socket might get wrong.
+pub(super) fn check_impairment(link: &str, from: &Endpoint, out: &Impairment) -> Result<(), LabError> {
+    let Impairment { loss, reorder, duplicate, corrupt, .. } = out;
+    if [loss, reorder, duplicate, corrupt].into_iter().all(|p| (0.0..=1.0).contains(p)) {
+        return Ok(());
+    }
+    Err(LabError::usage(format!("link {link}, from {from}: a probability is not between 0 and 1")))
 }
 
 /// What a plan that comes over the agent's socket might get wrong; one made from a topology has passed harder checks.
@@ -202,11 +201,7 @@ fn check(plan: &Plan) -> Result<(), LabError> {
                 let message = format!("link {}: {end} is no interface, or another link has it", link.name);
                 return Err(LabError::usage(message));
             }
-            let Impairment { loss, reorder, duplicate, corrupt, .. } = out;
-            if [loss, reorder, duplicate, corrupt].into_iter().any(|p| !(0.0..=1.0).contains(p)) {
-                let message = format!("link {}, from {end}: a probability is not between 0 and 1", link.name);
-                return Err(LabError::usage(message));
-            }
+            check_impairment(&link.name, end, out)?;
         }
         if link.driver == Driver::Veth
             && [&link.a_to_b, &link.b_to_a].into_iter().any(|i| *i != Impairment::default())

@@ -178,7 +178,12 @@ impl Host {
         message: impl FnOnce(u32) -> TcMessage,
     ) -> io::Result<()> {
         let index = self.netlink.index(interface).await?;
-        self.netlink.add_qdisc(message(index)).await
+        self.netlink.set_qdisc(message(index), false).await
+    }
+
+    /// Its netlink socket, for who may outlive it.
+    pub(super) fn netlink(&self) -> Netlink {
+        self.netlink.share()
     }
 
     /// Sends no super-frames from an interface.
@@ -186,7 +191,7 @@ impl Host {
         let place = || format!("host {}, {interface}", self.name);
         let index = self.netlink.index(interface).await;
         let index = index.map_err(|e| LabError::step(place(), "find it", e))?;
-        let set = self.netlink.single_packets(index).await;
+        let set = self.netlink.offload(index, false).await;
         set.map_err(|e| LabError::step(place(), "turn its super-frames off", e))
     }
 

@@ -12,7 +12,7 @@ mod netdev;
 mod netlink;
 mod netns;
 mod patch;
-mod rdma;
+pub mod rdma;
 mod sysctl;
 
 use std::collections::HashMap;
@@ -22,7 +22,7 @@ use std::path::Path;
 pub use self::error::LabError;
 use self::host::Host;
 use self::link::Link;
-use crate::agent::protocol::{HostStatus, LinkStatus};
+use crate::agent::protocol::{DirectionChange, HostStatus, LinkStatus};
 use crate::link::tap;
 use crate::topology::{Endpoint, Plan};
 
@@ -92,6 +92,17 @@ impl Lab {
         let dropped: HashMap<_, _> = self.hosts.iter().map(|h| (&h.name, h.dropped_on_sending())).collect();
         let dropped_by = |end: &Endpoint| dropped.get(&end.host).and_then(|h| h.get(&end.interface)).copied();
         self.links.iter().map(|link| link.status(dropped_by)).collect()
+    }
+
+    /// Changes what a link does from now on. What it returns is to be awaited; the lab need not be held for it.
+    pub fn change_link(
+        &self,
+        link: &str,
+        changes: [DirectionChange; 2],
+    ) -> Result<impl Future<Output = Result<(), LabError>> + Send + use<>, LabError> {
+        let link = self.link(link)?;
+        let named = |end: &Endpoint| self.hosts.iter().find(|host| host.name == end.host).map(Host::netlink);
+        link.change(&self.plan, changes, &named)
     }
 
     /// Starts writing every frame that enters `link`, in either direction, to a pcapng file, which is created or

@@ -26,12 +26,13 @@ const CARRIER: Duration = Duration::from_secs(10);
 #[derive(Debug)]
 pub(super) struct Netlink {
     handle: Handle,
-    task: JoinHandle<()>,
+    /// Nobody's where another one has it.
+    task: Option<JoinHandle<()>>,
 }
 
 impl Drop for Netlink {
     fn drop(&mut self) {
-        self.task.abort();
+        self.task.iter().for_each(JoinHandle::abort);
     }
 }
 
@@ -39,14 +40,21 @@ impl Netlink {
     /// Opens a socket in the calling thread's namespace.
     pub(super) fn open() -> io::Result<Self> {
         let (connection, handle, _) = rtnetlink::new_connection()?;
-        Ok(Self { handle, task: tokio::spawn(connection) })
+        Ok(Self { handle, task: Some(tokio::spawn(connection)) })
     }
 
     /// Closes the socket, which is otherwise closed when the runtime gets to it.
     pub(super) async fn close(mut self) {
-        self.task.abort();
-        // It was aborted, and says so.
-        let _ = (&mut self.task).await;
+        if let Some(task) = self.task.take() {
+            task.abort();
+            // It was aborted, and says so.
+            let _ = task.await;
+        }
+    }
+
+    /// The same socket, for who may outlive it and then gets errors.
+    pub(super) fn share(&self) -> Self {
+        Self { handle: self.handle.clone(), task: None }
     }
 
     /// The index of an interface.
@@ -94,16 +102,21 @@ impl Netlink {
         self.handle.link().add(message).execute().await.map_err(to_io)
     }
 
-    /// Sends no super-frames from an interface.
-    pub(super) async fn single_packets(&self, index: u32) -> io::Result<()> {
-        let one = LinkUnspec::new_with_index(index).append_extra_attribute(LinkAttribute::GsoMaxSegs(1));
-        self.set(one.build()).await
+    /// Sends super-frames from an interface, or none.
+    pub(super) async fn offload(&self, index: u32, offload: bool) -> io::Result<()> {
+        /// `GSO_MAX_SEGS`, as every interface begins.
+        const ALL: u32 = 65_535;
+        let segments = if offload { ALL } else { 1 };
+        let link =
+            LinkUnspec::new_with_index(index).append_extra_attribute(LinkAttribute::GsoMaxSegs(segments));
+        self.set(link.build()).await
     }
 
-    /// Makes `qdisc` the queueing discipline that it says.
-    pub(super) async fn add_qdisc(&self, qdisc: TcMessage) -> io::Result<()> {
+    /// Makes `qdisc` the queueing discipline that it says, or changes the one that is there to that.
+    pub(super) async fn set_qdisc(&self, qdisc: TcMessage, is_there: bool) -> io::Result<()> {
         let mut request = NetlinkMessage::from(RouteNetlinkMessage::NewQueueDiscipline(qdisc));
-        request.header.flags = NLM_F_REQUEST | NLM_F_ACK | NLM_F_EXCL | NLM_F_CREATE;
+        let make = if is_there { 0 } else { NLM_F_EXCL | NLM_F_CREATE };
+        request.header.flags = NLM_F_REQUEST | NLM_F_ACK | make;
         let mut answers = self.handle.clone().request(request).map_err(to_io)?;
         while let Some(answer) = answers.next().await {
             if let NetlinkPayload::Error(error) = answer.payload {

@@ -25,21 +25,23 @@ const UNBOUNDED_LIMIT: u32 = 1 << 20;
 /// Ethernet's header.
 const FRAME_HEADER: u64 = 14;
 
-/// The request (RTM_NEWQDISC) that makes netem the root queueing discipline of the interface `index` of this MTU.
-pub fn message(index: u32, impairment: &Impairment, mtu: u32, seed: u64) -> TcMessage {
+/// The request (RTM_NEWQDISC) that makes netem the root queueing discipline of the interface `index` of this MTU, or
+/// changes the one that is there.
+pub fn message(index: u32, impairment: &Impairment, mtu: u32, seed: u64, is_there: bool) -> TcMessage {
     let mut message = TcMessage::default();
     // Interface indices are positive and small; netlink has them signed here.
     message.header.index = index as i32;
     message.header.parent = TcHandle::ROOT;
     message.attributes = vec![
         TcAttribute::Kind("netem".to_owned()),
-        TcAttribute::Other(DefaultNla::new(TCA_OPTIONS, options(impairment, mtu, seed))),
+        TcAttribute::Other(DefaultNla::new(TCA_OPTIONS, options(impairment, mtu, seed, is_there))),
     ];
     message
 }
 
-/// The options: a fixed structure, then attributes.
-fn options(impairment: &Impairment, mtu: u32, seed: u64) -> Vec<u8> {
+/// The options: a fixed structure, then attributes. Those that an impairment does not have are left out for a new
+/// discipline; one that is there keeps what is left out, so to change it they are set to nothing.
+fn options(impairment: &Impairment, mtu: u32, seed: u64, is_there: bool) -> Vec<u8> {
     let Impairment { delay, jitter, rate, loss, reorder, duplicate, corrupt, .. } = impairment;
     let delay = delay.as_nanos();
     // Without a table of a distribution netem's is uniform, and its deviation is its half width by the root of 3.
@@ -60,11 +62,11 @@ fn options(impairment: &Impairment, mtu: u32, seed: u64) -> Vec<u8> {
     if *reorder > 0.0 {
         attribute(&mut bytes, TCA_NETEM_REORDER, &words(&[probability(*reorder), 0]));
     }
-    if *corrupt > 0.0 {
+    if *corrupt > 0.0 || is_there {
         attribute(&mut bytes, TCA_NETEM_CORRUPT, &words(&[probability(*corrupt), 0]));
     }
-    if let Some(rate) = rate {
-        let rate = (rate / 8).max(1);
+    if rate.is_some() || is_there {
+        let rate = rate.map_or(0, |rate| (rate / 8).max(1));
         let narrow = u32::try_from(rate).unwrap_or_else(|_| {
             attribute(&mut bytes, TCA_NETEM_RATE64, &rate.to_ne_bytes());
             u32::MAX
@@ -166,7 +168,7 @@ mod tests {
             queue: Some(84_000 * 1_514 - 31_250_000),
             ..Default::default()
         };
-        let message = message(3, &impairment, 1_500, 77);
+        let message = message(3, &impairment, 1_500, 77, false);
         let mut bytes = vec![0; message.buffer_len()];
         message.emit(&mut bytes);
         let mut expected = WAN.to_vec();
@@ -194,7 +196,7 @@ mod tests {
         let limit = (100_000_000_000_u64 / 8 * 26_154_700 / 1_000_000_000).div_ceil(1_514) as u32;
         expected[4..8].copy_from_slice(&limit.to_le_bytes());
         expected.extend(exact(25_000_000, 1_000_000, 1));
-        assert_eq!(options(&impairment, 1_500, 1), expected);
+        assert_eq!(options(&impairment, 1_500, 1, false), expected);
     }
 
     #[test]
@@ -211,8 +213,18 @@ mod tests {
     }
 
     #[test]
+    fn what_was_there_is_taken_back_where_it_is_left_out() {
+        let bytes = options(&Impairment::default(), 1_500, 1, true);
+        // What iproute2 sends for `corrupt 0` and `rate 0`, in the layout of the header file.
+        let mut taken_back = vec![12, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+        taken_back.extend([20, 0, 6, 0]);
+        taken_back.extend([0; 16]);
+        assert_eq!(bytes[24..24 + taken_back.len()], taken_back);
+    }
+
+    #[test]
     fn it_is_a_request_for_a_queueing_discipline() {
-        let message = message(3, &Impairment::default(), 1_500, 1);
+        let message = message(3, &Impairment::default(), 1_500, 1, false);
         let mut request = NetlinkMessage::from(RouteNetlinkMessage::NewQueueDiscipline(message));
         request.finalize();
         // RTM_NEWQDISC

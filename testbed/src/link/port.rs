@@ -11,6 +11,12 @@ pub trait Receive: Send {
     /// Readable when [`receive`](Self::receive) would return a record.
     fn readiness(&self) -> BorrowedFd<'_>;
 
+    /// From now on the host may send super-frames, or may not. Where that is not the device's to say, nothing is done.
+    fn set_offload(&mut self, offload: bool) -> io::Result<()> {
+        let _ = offload;
+        Ok(())
+    }
+
     /// Frames that the host sent and that were lost before they could be received, since the last call.
     fn missed(&mut self) -> u64 {
         0

@@ -7,7 +7,7 @@
 use std::io;
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -18,6 +18,7 @@ use nix::sys::time::TimeSpec;
 
 use super::capture::Sink;
 use super::drain::Drain;
+use super::may_offload;
 use super::port::{Receive, Transmit};
 use super::ring::FrameRing;
 use super::scheduler::{Nanos, Scheduler, Verdict};
@@ -57,6 +58,16 @@ struct Shared {
     /// Whether `capture` holds something: what every frame can afford to look at.
     capturing: AtomicBool,
     capture: RwLock<Option<Sink>>,
+    /// Whether `change` holds something, likewise.
+    changing: AtomicBool,
+    change: Mutex<Option<Change>>,
+}
+
+/// What is to be done from now on.
+#[derive(Debug)]
+struct Change {
+    impairment: Impairment,
+    cut: bool,
 }
 
 impl Shared {
@@ -92,6 +103,8 @@ impl Relay {
             dropped: AtomicU64::new(0),
             capturing: AtomicBool::new(false),
             capture: RwLock::new(None),
+            changing: AtomicBool::new(false),
+            change: Mutex::default(),
         });
         let overtaking = if impairment.reorder > 0.0 { capacity(impairment) } else { 0 };
         let forwarder = Forwarder {
@@ -101,6 +114,7 @@ impl Relay {
             under_way: FrameRing::new(capacity(impairment)),
             overtaking: FrameRing::new(overtaking),
             discarded: vec![0; MAX_RECORD].into_boxed_slice(),
+            cut: false,
             origin: Instant::now(),
             waiter: Waiter::default(),
             shared: Arc::clone(&shared),
@@ -120,6 +134,16 @@ impl Relay {
         let mut capture = self.shared.capture.write().unwrap_or_else(PoisonError::into_inner);
         self.shared.capturing.store(sink.is_some(), Ordering::Release);
         *capture = sink;
+    }
+
+    /// Every frame that its host sends after this returns is treated so. Where it is cut, nothing arrives any more, what
+    /// is under way included.
+    pub fn change(&self, impairment: Impairment, cut: bool) {
+        let mut change = self.shared.change.lock().unwrap_or_else(PoisonError::into_inner);
+        *change = Some(Change { impairment, cut });
+        self.shared.changing.store(true, Ordering::Release);
+        drop(change);
+        self.shared.wake();
     }
 
     /// Asks it to take all that its host has sent until now; [`drained`](Self::drained) waits for that. So relays that
@@ -148,6 +172,7 @@ impl Relay {
             frames: self.shared.frames.load(Ordering::Relaxed),
             bytes: self.shared.bytes.load(Ordering::Relaxed),
             dropped: self.shared.dropped.load(Ordering::Relaxed),
+            ..DirectionStatus::default()
         }
     }
 }
@@ -185,6 +210,14 @@ fn capacity(impairment: &Impairment) -> usize {
     bytes.min(MOST) as usize
 }
 
+/// Where the next frame goes, and whether that is room for it to stay.
+fn slot<'a>(ring: &'a mut FrameRing, discarded: &'a mut [u8]) -> (&'a mut [u8], bool) {
+    match ring.slot() {
+        Some(slot) => (slot, true),
+        None => (discarded, false),
+    }
+}
+
 struct Forwarder {
     receive: Box<dyn Receive>,
     transmit: Box<dyn Transmit>,
@@ -192,6 +225,7 @@ struct Forwarder {
     under_way: FrameRing,
     overtaking: FrameRing,
     discarded: Box<[u8]>,
+    cut: bool,
     origin: Instant,
     waiter: Waiter,
     shared: Arc<Shared>,
@@ -204,6 +238,9 @@ impl Forwarder {
         while !self.shared.stop.load(Ordering::Acquire) {
             let mut more = true;
             let asked = self.shared.drain.asked();
+            if self.shared.changing.load(Ordering::Acquire) {
+                self.take_change();
+            }
             for _ in 0..BATCH {
                 more = self.take_one()?;
                 self.deliver_due();
@@ -223,13 +260,38 @@ impl Forwarder {
         Nanos(self.origin.elapsed().as_nanos() as u64)
     }
 
+    /// Does from now on what was asked for last.
+    fn take_change(&mut self) {
+        let mut change = self.shared.change.lock().unwrap_or_else(PoisonError::into_inner);
+        self.shared.changing.store(false, Ordering::Relaxed);
+        let Some(Change { impairment, cut }) = change.take() else { return };
+        drop(change);
+        self.cut = cut;
+        if cut {
+            self.under_way.clear();
+            self.overtaking.clear();
+        }
+        self.scheduler.change(&impairment, Nanos(self.origin.elapsed().as_nanos() as u64));
+        self.under_way.grow(capacity(&impairment));
+        if impairment.reorder > 0.0 {
+            self.overtaking.grow(capacity(&impairment));
+        }
+        if let Err(error) = self.receive.set_offload(may_offload(&impairment)) {
+            tracing::warn!(%error, "a host's super-frames stay as they were");
+        }
+    }
+
     /// Reads a frame, if there is one, and decides what becomes of it.
     fn take_one(&mut self) -> io::Result<bool> {
-        let (slot, room) = match self.under_way.slot() {
-            Some(slot) => (slot, true),
-            None => (&mut self.discarded[..], false),
-        };
+        let (mut slot, mut room) = slot(&mut self.under_way, &mut self.discarded);
         let Some(len) = self.receive.receive(slot)? else { return Ok(false) };
+        // Looked at after the frame was taken: what was sent after a change was made is treated by it.
+        if self.shared.changing.load(Ordering::Acquire) {
+            let held = slot[..len].to_vec();
+            self.take_change();
+            (slot, room) = self::slot(&mut self.under_way, &mut self.discarded);
+            slot[..len].copy_from_slice(&held);
+        }
         let missed = self.receive.missed();
         if missed > 0 {
             self.shared.dropped.fetch_add(missed, Ordering::Relaxed);
@@ -237,6 +299,9 @@ impl Forwarder {
         let now = Nanos(self.origin.elapsed().as_nanos() as u64);
         let record = &mut slot[..len];
         self.shared.capture(record);
+        if self.cut {
+            return Ok(true);
+        }
         let Some((header, frame)) = VnetHeader::split(record) else { return Ok(true) };
         match self.scheduler.enter(now, header.wire_bytes(frame)) {
             Verdict::Deliver(delivery) if room => {
@@ -360,6 +425,43 @@ mod tests {
         fn transmit(&mut self, _: &[u8]) -> io::Result<()> {
             Ok(())
         }
+    }
+
+    /// A host that takes everything.
+    struct Taken(Pending);
+
+    impl Transmit for Taken {
+        fn transmit(&mut self, record: &[u8]) -> io::Result<()> {
+            self.0.lock().unwrap().push_back(record.to_vec());
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_cut_link_carries_nothing_and_one_that_is_healed_does() {
+        let (sent, taken) = (Pending::default(), Pending::default());
+        let never = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK).unwrap();
+        let late = Box::new(Late(Arc::clone(&sent), never));
+        let wire = Impairment::default();
+        let relay = Relay::start("r", late, Box::new(Taken(Arc::clone(&taken))), &wire, 1).unwrap();
+        let send = |number: u8| {
+            sent.lock().unwrap().push_back(vec![number; vnet::HEADER_LEN + 60]);
+            assert!(relay.drained(relay.ask_to_drain(), Duration::from_secs(60)));
+        };
+        send(0);
+        relay.change(wire.clone(), true);
+        send(1);
+        relay.change(wire.clone(), false);
+        send(2);
+        // An hour's delay, and then the cut: what is under way never arrives.
+        relay.change(Impairment { delay: Duration::from_secs(3600), ..wire.clone() }, false);
+        send(3);
+        relay.change(wire.clone(), true);
+        relay.change(wire, false);
+        send(4);
+        drop(relay);
+        let taken: Vec<u8> = taken.lock().unwrap().iter().map(|record| record[record.len() - 1]).collect();
+        assert_eq!(taken, [0, 2]);
     }
 
     #[test]

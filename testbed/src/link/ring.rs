@@ -73,6 +73,24 @@ impl FrameRing {
         }
     }
 
+    /// Forgets all of them.
+    pub fn clear(&mut self) {
+        self.entries.clear();
+        self.tail = 0;
+    }
+
+    /// Makes room for `capacity` bytes where there is less; what is held stays.
+    pub fn grow(&mut self, capacity: usize) {
+        if self.bytes.len() >= capacity {
+            return;
+        }
+        let mut larger = Self::new(capacity);
+        for entry in &self.entries {
+            larger.push_copy(&self.bytes[entry.start..entry.start + entry.len], entry.due);
+        }
+        *self = larger;
+    }
+
     fn next_start(&self) -> Option<usize> {
         let Some(first) = self.entries.front() else { return Some(0) };
         let after = |start: usize, end: usize| (end.saturating_sub(start) >= MAX_RECORD).then_some(start);
@@ -101,6 +119,25 @@ mod tests {
         ring.pop();
         assert!(ring.push_copy(&frame, Nanos(3)));
         assert!(!ring.push_copy(&frame, Nanos(4)));
+    }
+
+    #[test]
+    fn a_ring_grows_with_what_it_holds() {
+        let mut ring = FrameRing::new(0);
+        let frame = vec![7; MAX_RECORD];
+        assert!(ring.push_copy(&frame, Nanos(1)));
+        ring.repeat();
+        ring.grow(8 * MAX_RECORD);
+        assert!((0..4).all(|n| ring.push_copy(&[n], Nanos(3))));
+        let mut held = Vec::new();
+        while let Some((due, bytes)) = ring.front() {
+            held.push((due.0, bytes.len()));
+            ring.pop();
+        }
+        assert_eq!(held, [(1, MAX_RECORD), (1, MAX_RECORD), (3, 1), (3, 1), (3, 1), (3, 1)]);
+        assert!(ring.push_copy(&frame, Nanos(4)));
+        ring.clear();
+        assert_eq!(ring.front(), None);
     }
 
     proptest! {

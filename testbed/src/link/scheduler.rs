@@ -75,6 +75,19 @@ impl Scheduler {
         }
     }
 
+    /// From `now` on it does this. Frames keep their order, so those that are under way are not overtaken when the delay
+    /// becomes shorter; what waits for the rate waits for the new one. Chances go on being drawn where they were.
+    pub fn change(&mut self, impairment: &Impairment, now: Nanos) {
+        let waiting = self.waiting(now);
+        let Self { random, last_due, .. } = self;
+        *self = Self { random: random.clone(), last_due: *last_due, ..Self::new(impairment, 0) };
+        if let Some(rate) = self.rate {
+            let bits = u128::from(waiting) * 8 * u128::from(NANOS_PER_SECOND);
+            let busy = u64::try_from(bits / u128::from(rate)).unwrap_or(u64::MAX / 4);
+            self.busy_until = now.0.saturating_add(busy);
+        }
+    }
+
     /// A frame that takes `wire_bytes` on the wire enters at `now`, which never goes back.
     pub fn enter(&mut self, now: Nanos, wire_bytes: u64) -> Verdict {
         let Some(sent) = self.transmit(now.0, wire_bytes) else {
@@ -250,6 +263,41 @@ mod tests {
         let deviation = (delays.iter().map(|d| (d - mean).powi(2)).sum::<f64>() / delays.len() as f64).sqrt();
         assert!((mean - 10.0).abs() < 0.08, "{mean}");
         assert!((deviation - 1.0).abs() < 0.06, "{deviation}");
+    }
+
+    #[test]
+    fn a_change_holds_from_then_on_and_keeps_the_order() {
+        let slow = Impairment { delay: Duration::from_millis(10), rate: Some(8_000), ..Default::default() };
+        let mut wire = Scheduler::new(&slow, 1);
+        // A thousand bytes a second: the second of these waits for one.
+        assert_eq!(due(wire.enter(Nanos(0), 1_000)), NANOS_PER_SECOND + 10_000_000);
+        assert_eq!(due(wire.enter(Nanos(0), 1_000)), 2 * NANOS_PER_SECOND + 10_000_000);
+        let fast = Impairment { rate: Some(8_000_000_000), ..Default::default() };
+        wire.change(&fast, Nanos(0));
+        // What waited takes 2 µs now, but those two are under way already.
+        assert_eq!(wire.waiting(Nanos(0)), 2_000);
+        assert_eq!(due(wire.enter(Nanos(0), 1_000)), 2 * NANOS_PER_SECOND + 10_000_000);
+        let later = 3 * NANOS_PER_SECOND;
+        assert_eq!(due(wire.enter(Nanos(later), 1_000)), later + 1_000);
+    }
+
+    #[test]
+    fn the_same_changes_have_the_same_outcome() {
+        let lossy = Impairment { loss: 0.5, corrupt: 0.5, ..Default::default() };
+        let run = || -> Vec<Verdict> {
+            let mut wire = Scheduler::new(&lossy, 7);
+            (0..200)
+                .map(|n| {
+                    if n == 100 {
+                        wire.change(&Impairment { duplicate: 0.5, ..lossy.clone() }, Nanos(n));
+                    }
+                    wire.enter(Nanos(n), 100)
+                })
+                .collect()
+        };
+        assert_eq!(run(), run());
+        let twice = |v: &Verdict| matches!(v, Verdict::Deliver(d) if d.twice);
+        assert!(run()[..100].iter().all(|v| !twice(v)) && run()[100..].iter().any(twice));
     }
 
     proptest! {

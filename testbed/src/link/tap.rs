@@ -54,26 +54,8 @@ impl Tap {
         // SAFETY: TUNSETVNETHDRSZ reads one int.
         check(unsafe { libc::ioctl(fd, libc::TUNSETVNETHDRSZ, &raw const header_len) })?;
 
-        let tap = Self { file };
-        tap.set_offload(offload)?;
-        Ok(tap)
-    }
-
-    fn set_offload(&self, offload: bool) -> io::Result<()> {
-        const TCP: libc::c_uint =
-            libc::TUN_F_CSUM | libc::TUN_F_TSO4 | libc::TUN_F_TSO6 | libc::TUN_F_TSO_ECN;
-        const UDP: libc::c_uint = libc::TUN_F_USO4 | libc::TUN_F_USO6;
-        let set = |flags: libc::c_uint| {
-            // SAFETY: TUNSETOFFLOAD takes its flags as the argument itself.
-            check(unsafe {
-                libc::ioctl(self.file.as_raw_fd(), libc::TUNSETOFFLOAD, libc::c_ulong::from(flags))
-            })
-        };
-        if !offload {
-            return set(0);
-        }
-        // Kernels before 6.2 do not know UDP segmentation and refuse the whole call.
-        set(TCP | UDP).or_else(|_| set(TCP))
+        set_offload(&file, offload)?;
+        Ok(Self { file })
     }
 
     /// Its two sides.
@@ -81,6 +63,20 @@ impl Tap {
         let file = Arc::new(self.file);
         Port { receive: Box::new(Side(Arc::clone(&file))), transmit: Box::new(Side(file)) }
     }
+}
+
+fn set_offload(file: &File, offload: bool) -> io::Result<()> {
+    const TCP: libc::c_uint = libc::TUN_F_CSUM | libc::TUN_F_TSO4 | libc::TUN_F_TSO6 | libc::TUN_F_TSO_ECN;
+    const UDP: libc::c_uint = libc::TUN_F_USO4 | libc::TUN_F_USO6;
+    let set = |flags: libc::c_uint| {
+        // SAFETY: TUNSETOFFLOAD takes its flags as the argument itself.
+        check(unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETOFFLOAD, libc::c_ulong::from(flags)) })
+    };
+    if !offload {
+        return set(0);
+    }
+    // Kernels before 6.2 do not know UDP segmentation and refuse the whole call.
+    set(TCP | UDP).or_else(|_| set(TCP))
 }
 
 fn check(returned: libc::c_int) -> io::Result<()> {
@@ -103,6 +99,10 @@ impl Receive for Side {
 
     fn readiness(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
+    }
+
+    fn set_offload(&mut self, offload: bool) -> io::Result<()> {
+        set_offload(&self.0, offload)
     }
 }
 

@@ -16,7 +16,7 @@ use super::units::{Queue, Time};
 use super::{Direction, Driver, End, Endpoint, Host, Link, Topology};
 
 /// What one direction of a link may hold: a bound on the memory that a file can ask for.
-const MAX_UNDER_WAY: u128 = 4 << 30;
+pub(super) const MAX_UNDER_WAY: u128 = 4 << 30;
 
 /// Checks a file, noting what is wrong. What it returns is whole only if nothing was noted.
 pub(super) fn check(file: File, origin: &str, text: &str, findings: &mut Findings) -> Topology {

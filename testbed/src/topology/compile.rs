@@ -38,7 +38,7 @@ impl Direction {
         }
     }
 
-    fn impairment(&self, back: Time, mtu: u32) -> Impairment {
+    pub(super) fn impairment(&self, back: Time, mtu: u32) -> Impairment {
         Impairment {
             delay: self.delay.0,
             jitter: self.jitter.0,

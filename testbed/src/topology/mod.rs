@@ -16,6 +16,7 @@
 //! queues, TCP's windows). [`load`] does it all from a name or path.
 
 mod address;
+mod change;
 mod check;
 mod compile;
 mod error;
@@ -31,6 +32,7 @@ use std::collections::BTreeMap;
 
 use ipnet::IpNet;
 
+pub use change::{Change, Limit};
 pub use error::{InvalidTopology, Problem, TopologyError};
 pub use find::{Known, known, load, load_topology};
 pub use keys::json_schema;

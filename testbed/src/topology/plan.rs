@@ -27,6 +27,15 @@ pub struct Plan {
     pub links: Vec<LinkPlan>,
 }
 
+impl Plan {
+    /// The MTU of an interface; that of Ethernet if there is no such interface.
+    pub fn mtu(&self, end: &Endpoint) -> u32 {
+        let host = self.hosts.iter().find(|host| host.name == end.host);
+        let interface = host.and_then(|host| host.interfaces.iter().find(|i| i.name == end.interface));
+        interface.map_or(1_500, |interface| interface.mtu)
+    }
+}
+
 /// One network namespace.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

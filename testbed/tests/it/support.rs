@@ -130,6 +130,18 @@ impl Labs {
         text
     }
 
+    /// Brings a lab up in a UML guest. Its commands have the environment of its `up`, so that is a small one here: what
+    /// they do shall not depend on whose it is.
+    #[track_caller]
+    pub(crate) fn up_in_guest(&self, args: &[&str]) {
+        let mut up = self.testbed();
+        let kept = ["PATH", "HOME", "TESTBED_CACHE_DIR"].map(|name| (name, std::env::var_os(name)));
+        up.args(["up", "--kernel", "uml"]).args(args).env_clear();
+        up.envs(kept.into_iter().filter_map(|(name, value)| Some((name, value?))));
+        let output = up.env("TESTBED_RUNTIME_DIR", self.runtime()).output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+    }
+
     /// The status of the only lab.
     #[track_caller]
     pub(crate) fn status(&self) -> Value {
