@@ -30,7 +30,7 @@ struct Context {
 
 /// A device's events.
 #[derive(Debug)]
-pub(super) struct Events {
+pub struct Events {
     descriptor: AsyncFd<File>,
     /// The context lives as long as this.
     _device: File,
@@ -38,7 +38,7 @@ pub(super) struct Events {
 
 impl Events {
     /// From now on. It must be called within a tokio runtime.
-    pub(super) fn open(device: &str) -> io::Result<Self> {
+    pub fn open(device: &str) -> io::Result<Self> {
         let mut file = File::options().read(true).write(true).open(sysfs::uverbs(device)?)?;
         let mut context = Context { async_fd: -1, ..Context::default() };
         // The header, which counts in words, and the address of the answer.
@@ -65,7 +65,7 @@ impl Events {
     }
 
     /// Waits for the next event, of whatever kind.
-    pub(super) async fn next(&self) -> io::Result<()> {
+    pub async fn next(&self) -> io::Result<()> {
         /// The element (8 bytes), the event's type (4) and 4 that are reserved.
         const EVENT: usize = 16;
         loop {

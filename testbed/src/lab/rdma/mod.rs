@@ -18,7 +18,9 @@ mod sysfs;
 
 pub(super) use device::Device;
 pub(super) use error::RdmaError;
+pub use events::Events;
 pub(super) use socket::Socket;
+pub use sysfs::{gids, state};
 
 use rdma_http::fabric::FabricKind;
 

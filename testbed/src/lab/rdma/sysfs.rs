@@ -17,8 +17,8 @@ fn port(device: &str) -> PathBuf {
     Path::new("/sys/class/infiniband").join(device).join("ports/1")
 }
 
-/// `4: ACTIVE`
-pub(super) fn state(device: &str) -> io::Result<PortState> {
+/// The state of a device's only port.
+pub fn state(device: &str) -> io::Result<PortState> {
     Ok(parse_state(&fs::read_to_string(port(device).join("state"))?))
 }
 
@@ -32,8 +32,8 @@ fn parse_state(text: &str) -> PortState {
     }
 }
 
-/// The GIDs that are set.
-pub(super) fn gids(device: &str) -> io::Result<Vec<GidStatus>> {
+/// The GIDs of a device's only port that are set.
+pub fn gids(device: &str) -> io::Result<Vec<GidStatus>> {
     gids_in(&port(device))
 }
 
