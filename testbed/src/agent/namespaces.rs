@@ -55,7 +55,7 @@ pub(super) fn enter() -> Result<(), Refusal> {
 }
 
 /// Whether this process may make namespaces without a user namespace.
-pub(super) fn is_privileged() -> bool {
+pub(crate) fn is_privileged() -> bool {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
     effective_capabilities(&status).is_some_and(|held| held & NEEDED_CAPABILITIES == NEEDED_CAPABILITIES)
 }

@@ -1,6 +1,7 @@
 //! Facts -> what they mean, and the command that mends it.
 
 use super::facts::{Facts, Module};
+use super::guests;
 use super::packages::{Manager, TOOLS};
 use super::probe::{Attempts, Errno};
 use super::{Ability, Check, Report, Status};
@@ -10,8 +11,8 @@ const APPARMOR_REMEDY: &str = "sudo install -m 0644 ci/apparmor/testbed /etc/app
                                sudo apparmor_parser -r /etc/apparmor.d/testbed";
 /// TCP's buffers belong to a network namespace since 4.15; 5.10 is the oldest kernel that anybody still maintains.
 const OLDEST_KERNEL: (u32, u32) = (5, 10);
-/// rxe's UDP sockets belong to a network namespace since then.
-const RXE_IN_NAMESPACES: (u32, u32) = (7, 0);
+/// The oldest kernel on which rxe was seen to work inside a network namespace; on 6.12 it does not.
+const RXE_IN_NAMESPACES: (u32, u32) = (7, 3);
 /// A body of 64 MiB, registered at once.
 const ENOUGH_MEMLOCK: u64 = 64 << 20;
 
@@ -19,11 +20,14 @@ const ENOUGH_MEMLOCK: u64 = 64 << 20;
 pub fn examine(facts: &Facts) -> Report {
     let links = Links::of(facts);
     let namespaces = namespaces(facts);
-    let able = namespaces.status == Status::Ok && links != Links::None;
-    let mut checks = vec![kernel(facts), namespaces, tap(facts), packet(facts), netem(facts)];
+    let able =
+        namespaces.status == Status::Ok && proc(facts).status != Status::Missing && links != Links::None;
+    let mut checks = vec![kernel(facts), namespaces, proc(facts), tap(facts), packet(facts), netem(facts)];
     checks.push(rdma("siw", facts.siw, facts));
     checks.push(rdma("rxe", facts.rxe, facts));
     checks.push(memlock(facts));
+    checks.push(verbs(facts));
+    checks.extend(guests::checks(facts));
     checks.extend(TOOLS.iter().map(|tool| self::tool(tool, facts)));
     checks.retain(|check| !check.found.is_empty());
     let abilities = abilities(facts, links, able, &checks);
@@ -48,11 +52,11 @@ impl Links {
     }
 }
 
-fn ok(name: &'static str, found: impl Into<String>) -> Check {
+pub(super) fn ok(name: &'static str, found: impl Into<String>) -> Check {
     Check { name, status: Status::Ok, found: found.into(), meaning: String::new(), remedy: None }
 }
 
-fn amiss(
+pub(super) fn amiss(
     name: &'static str,
     status: Status,
     found: impl Into<String>,
@@ -90,7 +94,7 @@ fn namespaces(facts: &Facts) -> Check {
         amiss(NAME, Status::Missing, found, meaning, remedy.map(str::to_owned))
     };
     let (what, error) = match attempts {
-        Attempts { namespaces: Some(Ok(())), .. } if facts.is_root => {
+        Attempts { namespaces: Some(Ok(())), user_namespace: None, .. } => {
             return ok(NAME, "made as root; no user namespace is needed");
         }
         Attempts { namespaces: Some(Ok(())), .. } => {
@@ -101,10 +105,11 @@ fn namespaces(facts: &Facts) -> Check {
         Attempts { user_namespace: Some(Err(error)), .. } => ("a user namespace", *error),
         _ => ("a user namespace", Errno::UnknownErrno),
     };
-    if facts.is_root {
+    if matches!(attempts.id_map, Some(Err(Errno::EPERM))) {
         return missing(
-            format!("refused to root: {}", error.desc()),
-            "this root lacks CAP_SYS_ADMIN, as in a container; give it that, or run as an ordinary user",
+            format!("{what}: {}", error.desc()),
+            "root without CAP_SYS_ADMIN needs CAP_SETFCAP to be mapped into a user namespace (user_namespaces(7)); give \
+             it either, or run as an ordinary user",
             Some("docker run --privileged …"),
         );
     }
@@ -150,8 +155,26 @@ fn namespaces(facts: &Facts) -> Check {
 }
 
 /// What an attempt came to; `None` if it was not made, and then nothing is said of it.
-fn tried(facts: &Facts, which: impl Fn(&Attempts) -> Option<Result<(), Errno>>) -> Option<Result<(), Errno>> {
+pub(super) fn tried(
+    facts: &Facts,
+    which: impl Fn(&Attempts) -> Option<Result<(), Errno>>,
+) -> Option<Result<(), Errno>> {
     facts.attempts.as_ref().ok().and_then(which)
+}
+
+/// A lab's processes are a PID namespace's, and are seen in its own /proc.
+fn proc(facts: &Facts) -> Check {
+    match tried(facts, |attempts| attempts.proc) {
+        None => ok("proc", ""),
+        Some(Ok(())) => ok("proc", "a lab's own /proc can be mounted"),
+        Some(Err(error)) => amiss(
+            "proc",
+            Status::Missing,
+            format!("a lab's own /proc: {}", error.desc()),
+            "parts of this machine's /proc are hidden, as in a container, so the kernel allows no second one",
+            Some("docker run --security-opt systempaths=unconfined …".into()),
+        ),
+    }
 }
 
 fn tap(facts: &Facts) -> Check {
@@ -244,8 +267,8 @@ fn rdma_limit(name: &str, facts: &Facts) -> Option<(String, Option<String>)> {
         let (major, minor) = RXE_IN_NAMESPACES;
         return Some((
             format!(
-                "before Linux {major}.{minor} its sockets live in the machine's own network namespace: in a lab no packet \
-                 arrives"
+                "it is known to work in network namespaces from Linux {major}.{minor}; on 6.12 its sockets live in the \
+                 machine's own, and in a lab no packet arrives. `testbed up --kernel uml` has a kernel of its own"
             ),
             None,
         ));
@@ -257,9 +280,11 @@ fn rdma_limit(name: &str, facts: &Facts) -> Option<(String, Option<String>)> {
             Some("sudo rdma system set netns shared".into()),
         ));
     }
-    if !(facts.is_root && facts.initial_user_namespace) {
+    if !(facts.privileged && facts.initial_user_namespace) {
         return Some((
-            "its devices are made with CAP_NET_ADMIN of the machine itself: as root only".into(),
+            "its devices are made with CAP_NET_ADMIN in the machine's first user namespace: as root only; `testbed up \
+             --kernel uml` has them without root"
+                .into(),
             None,
         ));
     }
@@ -281,6 +306,36 @@ fn memlock(facts: &Facts) -> Check {
     )
 }
 
+/// What our own programs use siw and rxe through. Others, such as rping, need the drivers alone.
+fn verbs(facts: &Facts) -> Check {
+    const NAME: &str = "verbs";
+    let lacking: Vec<_> = ["siw", "rxe"].into_iter().filter(|name| !facts.providers.contains(name)).collect();
+    let (built, remedy) = if facts.verbs {
+        ("this program has the feature verbs".to_owned(), None)
+    } else {
+        let build =
+            "cargo build --features verbs   # needs what ci/setup installs: libibverbs-dev, libclang 14";
+        ("this program was built without the feature verbs".to_owned(), Some(build.to_owned()))
+    };
+    match (lacking.is_empty(), facts.verbs) {
+        (true, true) => ok(NAME, format!("{built}; libibverbs has drivers for siw and rxe")),
+        (true, false) => {
+            amiss(NAME, Status::Limited, built, "rdma-httpd and rdma-fetch use soft alone", remedy)
+        }
+        (false, _) => {
+            let package = match facts.distribution.manager {
+                Manager::Apt => Some("ibverbs-providers"),
+                Manager::Dnf => Some("libibverbs"),
+                Manager::Pacman => Some("rdma-core"),
+                Manager::Other => None,
+            };
+            let found = format!("{built}; libibverbs has no driver for {}", lacking.join(" and "));
+            let install = package.map(|package| format!("sudo {} {package}", facts.distribution.manager));
+            amiss(NAME, Status::Limited, found, "no program can use a device without its driver", install)
+        }
+    }
+}
+
 fn tool(tool: &super::packages::Tool, facts: &Facts) -> Check {
     match facts.tools.get(tool.program) {
         Some(Some(path)) => ok(tool.program, path.display().to_string()),
@@ -297,7 +352,8 @@ fn tool(tool: &super::packages::Tool, facts: &Facts) -> Check {
 fn abilities(facts: &Facts, links: Links, able: bool, checks: &[Check]) -> Vec<Ability> {
     let ability = |what, able, how: &str| Ability { what, able, how: how.to_owned() };
     let status = |name: &str| checks.iter().find(|check| check.name == name).map(|check| check.status);
-    let soft = match (able, facts.is_root) {
+    let as_root = tried(facts, |attempts| attempts.user_namespace).is_none();
+    let soft = match (able, as_root) {
         (true, true) => "as root",
         (true, false) => "without root",
         (false, _) => "see above for what is missing",
@@ -318,12 +374,14 @@ fn abilities(facts: &Facts, links: Links, able: bool, checks: &[Check]) -> Vec<A
     };
     abilities.push(ability("netem links", netem, how));
     for name in ["siw", "rxe"] {
-        let fine = able && status(name) == Some(Status::Ok);
-        abilities.push(ability(
-            name,
-            fine,
-            if fine { "the kernel is ready for it" } else { "soft does without" },
-        ));
+        let here = able && status(name) == Some(Status::Ok);
+        let in_guest = guests::can_uml(facts) && facts.guests.uml.is_some();
+        let how = match (here, in_guest) {
+            (true, _) => "the kernel is ready for it",
+            (false, true) => "in a guest (--kernel uml)",
+            (false, false) => "soft does without",
+        };
+        abilities.push(ability(name, here || in_guest, how));
     }
     let lacking: Vec<_> =
         TOOLS.iter().map(|tool| tool.program).filter(|name| status(name) == Some(Status::Missing)).collect();

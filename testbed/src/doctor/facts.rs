@@ -6,10 +6,11 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit};
-use nix::unistd::Uid;
 
+use super::guests::Guests;
 use super::packages::{Distribution, TOOLS};
 use super::probe::{Attempts, attempt};
+use crate::agent::namespaces::is_privileged;
 
 /// Where facts come from. [`Sources::system`] is this machine; a test has its own.
 pub struct Sources {
@@ -17,8 +18,12 @@ pub struct Sources {
     pub root: PathBuf,
     /// Where programs are looked for.
     pub path: Vec<PathBuf>,
-    /// Whether the user is root.
-    pub is_root: bool,
+    /// Whether the process has what makes namespaces without a user namespace, as root has.
+    pub privileged: bool,
+    /// What is there for guests.
+    pub guests: Guests,
+    /// Whether this program can use the kernel's RDMA devices itself.
+    pub verbs: bool,
     /// Bytes that the user may lock in memory; `None` is any number.
     pub memlock: Option<u64>,
     /// What the kernel says.
@@ -34,7 +39,9 @@ impl Sources {
         Self {
             root: "/".into(),
             path: std::env::split_paths(&path).chain(more).collect(),
-            is_root: Uid::effective().is_root(),
+            privileged: is_privileged(),
+            guests: Guests::gather(),
+            verbs: cfg!(feature = "verbs"),
             memlock: getrlimit(Resource::RLIMIT_MEMLOCK)
                 .ok()
                 .map(|(soft, _)| soft)
@@ -99,7 +106,13 @@ pub struct Facts {
     /// `6.12.1-generic`.
     pub(super) release: String,
     pub(super) distribution: Distribution,
-    pub(super) is_root: bool,
+    pub(super) privileged: bool,
+    pub(super) guests: Guests,
+    pub(super) verbs: bool,
+    /// Which of the kernel's fabrics libibverbs has a driver for.
+    pub(super) providers: Vec<&'static str>,
+    /// Yama's restriction of ptrace (Documentation/admin-guide/LSM/Yama.rst).
+    pub(super) ptrace_scope: Option<u64>,
     /// Whether this is the machine's own user namespace: NETLINK_RDMA's administration is for it alone.
     pub(super) initial_user_namespace: bool,
     pub(super) attempts: io::Result<Attempts>,
@@ -128,7 +141,13 @@ impl Facts {
         let uid_map = sources.read("proc/self/uid_map").unwrap_or_default();
         Self {
             distribution: Distribution::parse(&distribution.unwrap_or_default()),
-            is_root: sources.is_root,
+            privileged: sources.privileged,
+            verbs: sources.verbs,
+            providers: ["siw", "rxe"]
+                .into_iter()
+                .filter(|name| sources.root.join(format!("etc/libibverbs.d/{name}.driver")).is_file())
+                .collect(),
+            ptrace_scope: sources.number("proc/sys/kernel/yama/ptrace_scope"),
             initial_user_namespace: uid_map.split_whitespace().eq(["0", "0", "4294967295"]),
             apparmor_restricts: sources.number("proc/sys/kernel/apparmor_restrict_unprivileged_userns")
                 == Some(1),
@@ -143,6 +162,7 @@ impl Facts {
             rdma_shared: sources.read("sys/module/ib_core/parameters/netns_mode").map(|mode| mode == "Y"),
             memlock: sources.memlock,
             tools: TOOLS.iter().map(|tool| (tool.program, sources.program(tool.program))).collect(),
+            guests: sources.guests,
             release,
             attempts: sources.attempts,
         }

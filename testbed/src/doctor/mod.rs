@@ -5,6 +5,7 @@
 
 mod check;
 mod facts;
+mod guests;
 mod packages;
 mod probe;
 
@@ -15,6 +16,7 @@ use serde::Serialize;
 
 pub use check::examine;
 pub use facts::{Facts, Module, Sources};
+pub use guests::Guests;
 pub use packages::install_command;
 pub use probe::{Attempts, Errno, attempt};
 

@@ -99,6 +99,27 @@ pub(super) const TOOLS: &[Tool] = &[
         pacman: "nginx",
     },
     Tool {
+        program: "rping",
+        needed_by: "the tests that have siw and rxe judged by others",
+        apt: "rdmacm-utils",
+        dnf: "librdmacm-utils",
+        pacman: "rdma-core",
+    },
+    Tool {
+        program: "ibv_devinfo",
+        needed_by: "the tests that have siw and rxe judged by others",
+        apt: "ibverbs-utils",
+        dnf: "libibverbs-utils",
+        pacman: "rdma-core",
+    },
+    Tool {
+        program: "qemu-system-x86_64",
+        needed_by: "labs in QEMU guests (--kernel qemu)",
+        apt: "qemu-system-x86",
+        dnf: "qemu-system-x86-core",
+        pacman: "qemu-system-x86",
+    },
+    Tool {
         program: "python3",
         needed_by: "the tests that rdma-fetch works with plain servers",
         apt: "python3",

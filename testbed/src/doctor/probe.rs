@@ -11,49 +11,60 @@ use std::io::{self, Read};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use netlink_packet_core::{
-    DefaultNla, NLM_F_ACK, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage,
+    NLM_F_ACK, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage,
 };
 use netlink_packet_route::RouteNetlinkMessage;
-use netlink_packet_route::tc::{TcAttribute, TcHandle, TcHeader, TcMessage};
 use nix::libc;
+use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
+use nix::sys::signal::{Signal, kill, raise};
 use nix::sys::socket::{
     AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, setsockopt, socket, sockopt,
 };
 use nix::sys::stat::Mode;
 use nix::sys::time::{TimeVal, TimeValLike};
-use nix::sys::wait::waitpid;
+use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Gid, Uid, fork, pipe, write};
 
 pub use nix::errno::Errno;
 
+use crate::agent::namespaces::is_privileged;
+use crate::link::netem;
+use crate::topology::Impairment;
+
 /// What came of each thing that a lab needs; `None` where it was not tried because one before it failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Attempts {
-    /// A user namespace. Root needs none.
+    /// A user namespace. Whoever has the capabilities needs none, unless what they promise is refused.
     pub user_namespace: Option<Result<(), Errno>>,
     /// To be root in it.
     pub id_map: Option<Result<(), Errno>>,
     /// The namespaces of a lab: mount, network, IPC, UTS and PID. Ubuntu's AppArmor lets a user namespace be made, and
     /// stops here.
     pub namespaces: Option<Result<(), Errno>>,
+    /// A /proc of its own, in its PID namespace. Containers that hide parts of /proc get none.
+    pub proc: Option<Result<(), Errno>>,
     /// A TAP device.
     pub tap: Option<Result<(), Errno>>,
     /// A packet socket.
     pub packet: Option<Result<(), Errno>>,
     /// A netem queueing discipline; ENOENT where the kernel has none.
     pub netem: Option<Result<(), Errno>>,
+    /// To trace a child, as UML does.
+    pub ptrace: Option<Result<(), Errno>>,
+    /// To filter one's own system calls, as UML does where it can.
+    pub seccomp: Option<Result<(), Errno>>,
 }
 
 /// Attempts, as they go through the pipe: [`UNTRIED`], 0, or an errno.
-const STEPS: usize = 6;
+const STEPS: usize = 9;
 const UNTRIED: i32 = -1;
 
-/// Tries everything, in a child. As root no user namespace is made.
+/// Tries everything, in a child, in the way in which an agent enters its namespaces.
 pub fn attempt() -> io::Result<Attempts> {
     let (uid, gid) = (Uid::effective(), Gid::effective());
     let plan = Prepared {
-        root: uid.is_root(),
+        privileged: is_privileged(),
         uid_map: format!("0 {uid} 1").into_bytes(),
         gid_map: format!("0 {gid} 1").into_bytes(),
         netem: add_netem(),
@@ -78,7 +89,7 @@ pub fn attempt() -> io::Result<Attempts> {
 }
 
 struct Prepared {
-    root: bool,
+    privileged: bool,
     uid_map: Vec<u8>,
     gid_map: Vec<u8>,
     netem: Vec<u8>,
@@ -91,23 +102,33 @@ impl Prepared {
             results[number] = result.map_or_else(|errno| errno as i32, |()| 0);
             result.is_ok()
         };
-        let entered = self.root
-            || (step(0, unshare(CloneFlags::CLONE_NEWUSER))
-                && step(
-                    1,
-                    put(c"/proc/self/setgroups", b"deny")
-                        .and_then(|()| put(c"/proc/self/uid_map", &self.uid_map))
-                        .and_then(|()| put(c"/proc/self/gid_map", &self.gid_map)),
-                ));
+        step(7, ptrace());
+        step(8, in_child(seccomp));
         let all = CloneFlags::CLONE_NEWNS
             | CloneFlags::CLONE_NEWNET
             | CloneFlags::CLONE_NEWIPC
             | CloneFlags::CLONE_NEWUTS
             | CloneFlags::CLONE_NEWPID;
-        if entered && step(2, unshare(all)) {
-            step(3, tap());
-            step(4, packet());
-            step(5, ask(&self.netem));
+        let direct = if self.privileged { unshare(all) } else { Err(Errno::EPERM) };
+        let entered = match direct {
+            // What capabilities promise may be refused all the same, and a user namespace still work.
+            Err(Errno::EPERM | Errno::EACCES) => {
+                step(0, unshare(CloneFlags::CLONE_NEWUSER))
+                    && step(
+                        1,
+                        put(c"/proc/self/setgroups", b"deny")
+                            .and_then(|()| put(c"/proc/self/uid_map", &self.uid_map))
+                            .and_then(|()| put(c"/proc/self/gid_map", &self.gid_map)),
+                    )
+                    && step(2, unshare(all))
+            }
+            direct => step(2, direct),
+        };
+        if entered {
+            step(3, in_child(proc));
+            step(4, tap());
+            step(5, packet());
+            step(6, ask(&self.netem));
         }
         let mut bytes = [0; STEPS * 4];
         for (to, result) in bytes.chunks_exact_mut(4).zip(results) {
@@ -129,9 +150,12 @@ fn decode(bytes: &[u8; STEPS * 4]) -> Attempts {
         user_namespace: next(),
         id_map: next(),
         namespaces: next(),
+        proc: next(),
         tap: next(),
         packet: next(),
         netem: next(),
+        ptrace: next(),
+        seccomp: next(),
     }
 }
 
@@ -139,6 +163,69 @@ fn put(path: &CStr, text: &[u8]) -> nix::Result<()> {
     let file =
         nix::fcntl::open(path, nix::fcntl::OFlag::O_WRONLY | nix::fcntl::OFlag::O_CLOEXEC, Mode::empty())?;
     write(file, text).map(drop)
+}
+
+/// Does something in a child of its own, and returns what came of it.
+fn in_child(work: fn() -> nix::Result<()>) -> nix::Result<()> {
+    // SAFETY: as in `attempt`: the child makes system calls only, and leaves by _exit.
+    match unsafe { fork() }? {
+        ForkResult::Child => {
+            let code = work().map_or_else(|errno| errno as i32, |()| 0);
+            // SAFETY: as above.
+            unsafe { libc::_exit(code) }
+        }
+        ForkResult::Parent { child } => match waitpid(child, None)? {
+            WaitStatus::Exited(_, 0) => Ok(()),
+            // Linux's error numbers all fit into an exit status.
+            WaitStatus::Exited(_, code) => Err(Errno::from_raw(code)),
+            _ => Err(Errno::EFAULT),
+        },
+    }
+}
+
+/// Mounts a /proc for the PID namespace whose first process this is.
+fn proc() -> nix::Result<()> {
+    const NONE: Option<&CStr> = None;
+    mount(NONE, c"/", NONE, MsFlags::MS_REC | MsFlags::MS_PRIVATE, NONE)?;
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+    mount(Some(c"proc"), c"/proc", Some(c"proc"), flags, NONE)
+}
+
+/// Has a child ask to be traced, and stop.
+fn ptrace() -> nix::Result<()> {
+    // SAFETY: as in `attempt`: the child makes system calls only, and leaves by _exit.
+    match unsafe { fork() }? {
+        ForkResult::Child => {
+            let none = std::ptr::null_mut::<libc::c_void>();
+            // SAFETY: PTRACE_TRACEME uses none of its arguments.
+            let traced = Errno::result(unsafe { libc::ptrace(libc::PTRACE_TRACEME, 0, none, none) });
+            let code = traced.and_then(|_| raise(Signal::SIGSTOP)).map_or_else(|errno| errno as i32, |()| 0);
+            // SAFETY: as above.
+            unsafe { libc::_exit(code) }
+        }
+        ForkResult::Parent { child } => match waitpid(child, None)? {
+            WaitStatus::Stopped(..) => {
+                kill(child, Signal::SIGKILL)?;
+                waitpid(child, None).map(drop)
+            }
+            WaitStatus::Exited(_, code) if code != 0 => Err(Errno::from_raw(code)),
+            _ => Err(Errno::EFAULT),
+        },
+    }
+}
+
+/// A filter that lets everything through.
+fn seccomp() -> nix::Result<()> {
+    // SAFETY: prctl(2) with numbers only.
+    Errno::result(unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) })?;
+    let code = (libc::BPF_RET | libc::BPF_K) as u16;
+    let mut filter = libc::sock_filter { code, jt: 0, jf: 0, k: libc::SECCOMP_RET_ALLOW };
+    let program = libc::sock_fprog { len: 1, filter: &raw mut filter };
+    // SAFETY: the program and its one instruction outlive the call.
+    let set = unsafe {
+        libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, 0, std::ptr::from_ref(&program))
+    };
+    Errno::result(set).map(drop)
 }
 
 nix::ioctl_write_ptr_bad!(
@@ -186,17 +273,10 @@ fn ask(request: &[u8]) -> nix::Result<()> {
 
 /// "Put a netem on the loopback interface", which does nothing but exist.
 fn add_netem() -> Vec<u8> {
-    const TCA_OPTIONS: u16 = 2;
-    // struct tc_netem_qopt: latency, limit, loss, gap, duplicate, jitter, each 32 bits.
-    let options = [0_u32, 1_000, 0, 0, 0, 0].into_iter().flat_map(u32::to_ne_bytes).collect();
-    let header = TcHeader { index: 1, parent: TcHandle::ROOT, ..TcHeader::default() };
-    let attributes = vec![
-        TcAttribute::Kind("netem".to_owned()),
-        TcAttribute::Other(DefaultNla::new(TCA_OPTIONS, options)),
-    ];
+    let netem = netem::message(1, &Impairment::default(), 65_536, 0, false);
     let mut netlink = NetlinkHeader::default();
     netlink.flags = NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL;
-    let message = RouteNetlinkMessage::NewQueueDiscipline(TcMessage::from_parts(header, attributes));
+    let message = RouteNetlinkMessage::NewQueueDiscipline(netem);
     let mut message = NetlinkMessage::new(netlink, message.into());
     message.finalize();
     let mut bytes = vec![0; message.buffer_len()];
@@ -212,7 +292,7 @@ mod tests {
     fn what_goes_through_the_pipe_comes_out() {
         let mut bytes = [0; STEPS * 4];
         bytes[..4].copy_from_slice(&UNTRIED.to_ne_bytes());
-        bytes[20..].copy_from_slice(&libc::ENOENT.to_ne_bytes());
+        bytes[24..28].copy_from_slice(&libc::ENOENT.to_ne_bytes());
         let attempts = decode(&bytes);
         assert_eq!(attempts.user_namespace, None);
         assert_eq!(attempts.tap, Some(Ok(())));
@@ -222,14 +302,10 @@ mod tests {
     #[test]
     fn every_attempt_is_made_or_one_before_it_failed() {
         let attempts = attempt().unwrap();
-        if Uid::effective().is_root() {
-            assert_eq!((attempts.user_namespace, attempts.id_map), (None, None));
-            assert!(attempts.namespaces.is_some());
-        } else {
-            assert!(attempts.user_namespace.is_some());
-        }
+        assert!(attempts.user_namespace.is_some() || attempts.namespaces.is_some());
+        assert!(attempts.ptrace.is_some() && attempts.seccomp.is_some());
         if attempts.namespaces == Some(Ok(())) {
-            assert!(attempts.tap.is_some() && attempts.packet.is_some());
+            assert!(attempts.proc.is_some() && attempts.tap.is_some() && attempts.packet.is_some());
             // The kernel understood the question: it is there, or it is not.
             assert!(matches!(attempts.netem, Some(Ok(()) | Err(Errno::ENOENT))), "{:?}", attempts.netem);
         }

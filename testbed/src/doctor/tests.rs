@@ -9,8 +9,9 @@ use super::*;
 /// A machine on which everything works, without root; each test takes something away.
 struct Machine {
     root: tempfile::TempDir,
-    is_root: bool,
+    privileged: bool,
     attempts: Attempts,
+    uml: Option<&'static str>,
 }
 
 const YES: Option<Result<(), Errno>> = Some(Ok(()));
@@ -19,15 +20,19 @@ impl Machine {
     fn new(os_release: &str, kernel: &str) -> Self {
         let machine = Self {
             root: tempfile::tempdir().unwrap(),
-            is_root: false,
+            privileged: false,
             attempts: Attempts {
                 user_namespace: YES,
                 id_map: YES,
                 namespaces: YES,
+                proc: YES,
                 tap: YES,
                 packet: YES,
                 netem: YES,
+                ptrace: YES,
+                seccomp: YES,
             },
+            uml: None,
         };
         machine
             .with("etc/os-release", os_release)
@@ -67,7 +72,7 @@ impl Machine {
     }
 
     fn with_root(mut self) -> Self {
-        self.is_root = true;
+        self.privileged = true;
         self.attempts(|attempts| (attempts.user_namespace, attempts.id_map) = (None, None))
     }
 
@@ -79,9 +84,11 @@ impl Machine {
                 user_namespace,
                 id_map: user_namespace,
                 namespaces: None,
+                proc: None,
                 tap: None,
                 packet: None,
                 netem: None,
+                ..*attempts
             };
             *at(attempts) = Some(Err(errno));
         })
@@ -92,7 +99,13 @@ impl Machine {
         let sources = Sources {
             path: vec![root.join("bin")],
             root: root.clone(),
-            is_root: self.is_root,
+            privileged: self.privileged,
+            guests: Guests {
+                uml: self.uml.map(str::to_owned),
+                no_kvm: Some("not allowed".into()),
+                ..Guests::default()
+            },
+            verbs: false,
             memlock: Some(8 << 20),
             attempts: Ok(self.attempts),
         };
@@ -122,25 +135,40 @@ fn a_debian_with_everything() {
         )
         .examine();
     insta::assert_snapshot!(report.render(false), @r#"
-    ✓ kernel      Linux 6.1.0-44-amd64 on Debian GNU/Linux 12 (bookworm)
-    ✓ namespaces  made in a user namespace, without root
-    ✓ tun         TAP devices can be made
-    ✓ packet      AF_PACKET sockets can be made
-    ✓ netem       the kernel has it
-    ✗ siw         the kernel has none
-                  the fabric siw cannot be used; soft carries every flow without it
-    ! rxe         installed, not loaded
-                  the fabric rxe needs it; soft does not
-                  $ sudo modprobe rdma_rxe
-    ! memlock     8192 KiB
-                  siw and rxe lock the memory that they register, and cannot register more than this; soft locks none
-                  $ sudo prlimit --pid $$ --memlock=unlimited
-    ✓ curl        /bin/curl
-    ✓ tshark      /bin/tshark
-    ✓ iperf3      /bin/iperf3
-    ✓ ping        /bin/ping
-    ✓ nginx       /bin/nginx
-    ✓ python3     /bin/python3
+    ✓ kernel              Linux 6.1.0-44-amd64 on Debian GNU/Linux 12 (bookworm)
+    ✓ namespaces          made in a user namespace, without root
+    ✓ proc                a lab's own /proc can be mounted
+    ✓ tun                 TAP devices can be made
+    ✓ packet              AF_PACKET sockets can be made
+    ✓ netem               the kernel has it
+    ✗ siw                 the kernel has none
+                          the fabric siw cannot be used; soft carries every flow without it
+    ! rxe                 installed, not loaded
+                          the fabric rxe needs it; soft does not
+                          $ sudo modprobe rdma_rxe
+    ! memlock             8192 KiB
+                          siw and rxe lock the memory that they register, and cannot register more than this; soft locks none
+                          $ sudo prlimit --pid $$ --memlock=unlimited
+    ! verbs               this program was built without the feature verbs; libibverbs has no driver for siw and rxe
+                          no program can use a device without its driver
+                          $ sudo apt-get install ibverbs-providers
+    ✓ uml                 guests can catch system calls by seccomp
+    ! kvm                 /dev/kvm: not for this user
+                          QEMU guests are emulated instead (TCG), some ten times slower; UML guests need no KVM
+                          $ sudo usermod -aG kvm $USER   # and log in again
+    ! guest kernels       none is built
+                          siw, rxe and the virtual clock can be had in a UML guest, whose kernel is built once in some minutes
+                          $ testbed kernel build uml
+    ✓ kernel build        what builds a guest's kernel is installed
+    ✓ curl                /bin/curl
+    ✓ tshark              /bin/tshark
+    ✓ iperf3              /bin/iperf3
+    ✓ ping                /bin/ping
+    ✓ nginx               /bin/nginx
+    ✓ rping               /bin/rping
+    ✓ ibv_devinfo         /bin/ibv_devinfo
+    ✓ qemu-system-x86_64  /bin/qemu-system-x86_64
+    ✓ python3             /bin/python3
 
     soft labs: yes, without root
     relay links: yes, over TAP devices
@@ -161,44 +189,64 @@ fn ubuntu_24_04_restricts_user_namespaces_and_the_profile_is_the_remedy() {
     let report = machine().examine();
     assert!(!report.able);
     insta::assert_snapshot!(report.render(false), @r"
-    ✓ kernel      Linux 6.11.0-1015-azure on Ubuntu 24.04.2 LTS
-    ✗ namespaces  namespaces inside a user namespace: Operation not permitted
-                  AppArmor restricts user namespaces to programs with a profile (Ubuntu 23.10 and later); install testbed's, the restriction stays for all others
-                  $ sudo install -m 0644 ci/apparmor/testbed /etc/apparmor.d/testbed && sudo apparmor_parser -r /etc/apparmor.d/testbed
-    ✗ siw         the kernel has none
-                  the fabric siw cannot be used; soft carries every flow without it
-                  $ sudo apt-get install linux-modules-extra-6.11.0-1015-azure
-    ✗ rxe         the kernel has none
-                  the fabric rxe cannot be used; soft carries every flow without it
-                  $ sudo apt-get install linux-modules-extra-6.11.0-1015-azure
-    ! memlock     8192 KiB
-                  siw and rxe lock the memory that they register, and cannot register more than this; soft locks none
-                  $ sudo prlimit --pid $$ --memlock=unlimited
-    ✗ curl        not installed
-                  needed by the scenario get-plain and `testbed bench fetch`
-                  $ sudo apt-get install curl
-    ✗ tshark      not installed
-                  needed by the test that has captures dissected by somebody else
-                  $ sudo apt-get install tshark
-    ✗ iperf3      not installed
-                  needed by `testbed bench`
-                  $ sudo apt-get install iperf3
-    ✗ ping        not installed
-                  needed by `testbed bench relay-delay`
-                  $ sudo apt-get install iputils-ping
-    ✗ nginx       not installed
-                  needed by the tests that rdma-fetch works with plain servers
-                  $ sudo apt-get install nginx-light
-    ✗ python3     not installed
-                  needed by the tests that rdma-fetch works with plain servers
-                  $ sudo apt-get install python3
+    ✓ kernel              Linux 6.11.0-1015-azure on Ubuntu 24.04.2 LTS
+    ✗ namespaces          namespaces inside a user namespace: Operation not permitted
+                          AppArmor restricts user namespaces to programs with a profile (Ubuntu 23.10 and later); install testbed's, the restriction stays for all others
+                          $ sudo install -m 0644 ci/apparmor/testbed /etc/apparmor.d/testbed && sudo apparmor_parser -r /etc/apparmor.d/testbed
+    ✗ siw                 the kernel has none
+                          the fabric siw cannot be used; soft carries every flow without it
+                          $ sudo apt-get install linux-modules-extra-6.11.0-1015-azure
+    ✗ rxe                 the kernel has none
+                          the fabric rxe cannot be used; soft carries every flow without it
+                          $ sudo apt-get install linux-modules-extra-6.11.0-1015-azure
+    ! memlock             8192 KiB
+                          siw and rxe lock the memory that they register, and cannot register more than this; soft locks none
+                          $ sudo prlimit --pid $$ --memlock=unlimited
+    ! verbs               this program was built without the feature verbs; libibverbs has no driver for siw and rxe
+                          no program can use a device without its driver
+                          $ sudo apt-get install ibverbs-providers
+    ✓ uml                 guests can catch system calls by seccomp
+    ! kvm                 /dev/kvm: not for this user
+                          QEMU guests are emulated instead (TCG), some ten times slower; UML guests need no KVM
+                          $ sudo usermod -aG kvm $USER   # and log in again
+    ! guest kernels       none is built
+                          siw, rxe and the virtual clock can be had in a UML guest, whose kernel is built once in some minutes
+                          $ testbed kernel build uml
+    ✓ kernel build        what builds a guest's kernel is installed
+    ✗ curl                not installed
+                          needed by the scenario get-plain and `testbed bench fetch`
+                          $ sudo apt-get install curl
+    ✗ tshark              not installed
+                          needed by the test that has captures dissected by somebody else
+                          $ sudo apt-get install tshark
+    ✗ iperf3              not installed
+                          needed by `testbed bench`
+                          $ sudo apt-get install iperf3
+    ✗ ping                not installed
+                          needed by `testbed bench relay-delay`
+                          $ sudo apt-get install iputils-ping
+    ✗ nginx               not installed
+                          needed by the tests that rdma-fetch works with plain servers
+                          $ sudo apt-get install nginx-light
+    ✗ rping               not installed
+                          needed by the tests that have siw and rxe judged by others
+                          $ sudo apt-get install rdmacm-utils
+    ✗ ibv_devinfo         not installed
+                          needed by the tests that have siw and rxe judged by others
+                          $ sudo apt-get install ibverbs-utils
+    ✗ qemu-system-x86_64  not installed
+                          needed by labs in QEMU guests (--kernel qemu)
+                          $ sudo apt-get install qemu-system-x86
+    ✗ python3             not installed
+                          needed by the tests that rdma-fetch works with plain servers
+                          $ sudo apt-get install python3
 
     soft labs: no, see above for what is missing
     relay links: no, and no lab to use them in
     netem links: no, and no lab to use it in
     siw: no, soft does without
     rxe: no, soft does without
-    all tests: no, `ci/setup` installs curl, tshark, iperf3, ping, nginx, python3
+    all tests: no, `ci/setup` installs curl, tshark, iperf3, ping, nginx, rping, ibv_devinfo, qemu-system-x86_64, python3
     ");
     assert!(!remedy(&report, "namespaces").contains("sysctl"), "the restriction must stay");
 
@@ -238,10 +286,10 @@ fn a_container_that_forbids_namespaces() {
     let user = Machine::debian().stops(Errno::EPERM, |attempts| &mut attempts.user_namespace).examine();
     assert!(!user.able);
     assert!(check(&user, "namespaces").meaning.contains("seccomp"));
-    let root =
-        Machine::debian().with_root().stops(Errno::EPERM, |attempts| &mut attempts.namespaces).examine();
+    // Root that lacks CAP_SYS_ADMIN goes by way of a user namespace, into which it may not be mapped.
+    let root = Machine::debian().stops(Errno::EPERM, |attempts| &mut attempts.id_map).examine();
     assert!(!root.able);
-    assert!(check(&root, "namespaces").meaning.contains("CAP_SYS_ADMIN"));
+    assert!(check(&root, "namespaces").meaning.contains("CAP_SETFCAP"));
     // What could not be tried is not spoken of.
     assert!(root.checks.iter().all(|check| check.name != "tun"));
 }
@@ -332,7 +380,9 @@ fn a_probe_that_could_not_be_made_is_no_yes() {
     let sources = Sources {
         path: Vec::new(),
         root: machine.root.path().to_owned(),
-        is_root: false,
+        privileged: false,
+        guests: Guests::default(),
+        verbs: false,
         memlock: None,
         attempts: Err(io::ErrorKind::WouldBlock.into()),
     };
@@ -347,7 +397,9 @@ fn an_empty_machine_does_not_panic() {
     let sources = Sources {
         path: Vec::new(),
         root: nothing.path().to_owned(),
-        is_root: false,
+        privileged: false,
+        guests: Guests::default(),
+        verbs: false,
         memlock: None,
         attempts: Err(io::ErrorKind::Other.into()),
     };
@@ -355,4 +407,51 @@ fn an_empty_machine_does_not_panic() {
     assert!(check(&report, "kernel").found.contains("unknown"));
     assert!(report.render(true).contains('\u{1b}'));
     assert!(!report.render(false).contains('\u{1b}'));
+}
+
+#[test]
+fn root_whose_capabilities_are_refused_still_has_labs_in_a_user_namespace() {
+    let report = Machine { privileged: true, ..Machine::debian() }.examine();
+    assert!(report.able);
+    assert_eq!(check(&report, "namespaces").found, "made in a user namespace, without root");
+}
+
+#[test]
+fn a_hidden_proc_is_named_with_its_remedy() {
+    let report = Machine::debian().attempts(|a| a.proc = Some(Err(Errno::EPERM))).examine();
+    assert!(!report.able);
+    assert!(remedy(&report, "proc").contains("systempaths=unconfined"));
+}
+
+#[test]
+fn guests_need_seccomp_or_ptrace_and_a_kernel() {
+    let uml = |machine: Machine| check(&machine.examine(), "uml").clone();
+    assert_eq!(uml(Machine::debian()).status, Status::Ok);
+    let traced = |machine: Machine| machine.attempts(|a| a.seccomp = Some(Err(Errno::EINVAL)));
+    assert_eq!(uml(traced(Machine::debian())).status, Status::Limited);
+    let neither = |machine: Machine| traced(machine).attempts(|a| a.ptrace = Some(Err(Errno::EPERM)));
+    assert!(uml(neither(Machine::debian())).meaning.contains("seccomp profile"));
+    let locked = neither(Machine::debian()).with("proc/sys/kernel/yama/ptrace_scope", "3\n");
+    let locked = uml(locked);
+    assert!(locked.meaning.contains("ptrace_scope = 3") && locked.remedy.is_none(), "{locked:?}");
+
+    let report = Machine::debian().examine();
+    assert_eq!(remedy(&report, "guest kernels"), "testbed kernel build uml");
+    assert!(remedy(&report, "kvm").contains("usermod"));
+    let report = Machine { uml: Some("7.3.4"), ..Machine::debian() }.examine();
+    assert_eq!(check(&report, "guest kernels").found, "Linux 7.3.4 for UML");
+    let siw = report.abilities.iter().find(|ability| ability.what == "siw").unwrap();
+    assert_eq!((siw.able, &*siw.how), (true, "in a guest (--kernel uml)"));
+}
+
+#[test]
+fn the_drivers_of_libibverbs_are_looked_for() {
+    let report = Machine::debian().with("etc/libibverbs.d/rxe.driver", "driver rxe\n").examine();
+    assert!(check(&report, "verbs").found.contains("no driver for siw"));
+    assert_eq!(remedy(&report, "verbs"), "sudo apt-get install ibverbs-providers");
+    let report = Machine::debian()
+        .with("etc/libibverbs.d/rxe.driver", "driver rxe\n")
+        .with("etc/libibverbs.d/siw.driver", "driver siw\n")
+        .examine();
+    assert!(remedy(&report, "verbs").contains("--features verbs"));
 }

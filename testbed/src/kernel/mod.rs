@@ -38,6 +38,11 @@ pub use error::KernelError;
 pub use progress::{Progress, Stage, Watch};
 pub use source::{DEFAULT_VERSION, Source};
 
+/// Whether this machine has what builds a guest's kernel; else what it lacks.
+pub fn can_build() -> Result<(), KernelError> {
+    toolchain::check(Platform::Uml, &toolchain::search_path())
+}
+
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
