@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use clap::CommandFactory;
 use clap_complete::Shell;
 
-use super::{Cli, Global, Outcome};
+use super::{Cli, Global, Outcome, print};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -24,8 +24,7 @@ impl Args {
     pub(super) fn run(self, _global: &Global) -> Outcome {
         let mut script = Vec::new();
         clap_complete::generate(self.shell, &mut Cli::command(), "testbed", &mut script);
-        // Whoever closed the pipe has seen enough.
-        let _ = std::io::Write::write_all(&mut std::io::stdout(), &script);
+        print(String::from_utf8_lossy(&script));
         Ok(ExitCode::SUCCESS)
     }
 }

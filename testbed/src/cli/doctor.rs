@@ -1,9 +1,8 @@
 //! `testbed doctor`: what this machine can do, and the command that mends what it can't.
 
-use std::io::Write as _;
 use std::process::ExitCode;
 
-use super::{Code, Global, Outcome};
+use super::{Code, Global, Outcome, print};
 use crate::doctor::{Facts, Sources, examine};
 
 const EXAMPLES: &str = "\
@@ -26,8 +25,7 @@ impl Args {
         } else {
             report.render(global.color_stdout())
         };
-        // Whoever closed the pipe has seen enough.
-        let _ = std::io::stdout().write_all(text.as_bytes());
+        print(text);
         Ok(if report.able { ExitCode::SUCCESS } else { Code::Machine.into() })
     }
 }

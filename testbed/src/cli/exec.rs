@@ -14,7 +14,7 @@ Examples:
   testbed exec -t server -- top
 
 The command runs in this directory, in the host's network namespace and under the host's name; the lab's PATH begins
-with rdma-httpd, rdma-fetch and testbed. Its exit code is passed on: 128 and the signal if one ended it, 127 if it was
+with rdma-httpd, rdma-fetch and testbed. Its environment is the one that `testbed up` had, not this one; --env adds to it. Its exit code is passed on: 128 and the signal if one ended it, 127 if it was
 not found, 126 if it is not executable. Signals are passed on too; if this process is killed, so is the command.";
 
 /// Run a command in a host.

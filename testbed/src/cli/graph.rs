@@ -1,11 +1,10 @@
 //! `testbed graph`: a topology as a picture.
 
-use std::io::Write as _;
 use std::process::ExitCode;
 
 use clap::ValueEnum;
 
-use super::{Global, Outcome};
+use super::{Global, Outcome, print};
 use crate::topology::{self, graph};
 
 const EXAMPLES: &str = "\
@@ -45,8 +44,7 @@ impl Args {
             Format::Dot => graph::dot(&plan),
             Format::Mermaid => graph::mermaid(&plan),
         };
-        // Whoever closed the pipe has seen enough.
-        let _ = std::io::stdout().write_all(drawn.as_bytes());
+        print(drawn);
         Ok(ExitCode::SUCCESS)
     }
 }

@@ -1,6 +1,5 @@
 //! `testbed kernel`: guest kernels, built once and kept.
 
-use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -261,8 +260,7 @@ impl From<KernelError> for Failure {
 }
 
 fn print(text: &str) {
-    // Whoever closed the pipe has seen enough.
-    let _ = std::io::stdout().write_all(text.as_bytes());
+    super::print(text);
 }
 
 fn print_json(value: &impl Serialize) {

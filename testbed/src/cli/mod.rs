@@ -4,7 +4,6 @@
 //! exit code, or a [`Failure`] that knows its exit code, its message and the remedy; [`main`] prints it.
 
 use std::ffi::OsString;
-use std::io::Write as _;
 use std::process::ExitCode;
 
 use clap::builder::styling::{AnsiColor, Styles};
@@ -25,8 +24,10 @@ mod init;
 mod keeper;
 mod kernel;
 mod lab;
+mod link;
 mod observe;
 mod perf;
+mod print;
 mod run;
 mod session;
 mod shell;
@@ -37,6 +38,7 @@ mod validate;
 
 pub use failure::{Code, Failure};
 pub use global::{ColorChoice, Global};
+pub(crate) use print::{print, say};
 
 /// What a verb comes to.
 pub type Outcome = Result<ExitCode, Failure>;
@@ -78,6 +80,7 @@ enum Verb {
     Exec(exec::Args),
     Shell(shell::Args),
     Capture(capture::Args),
+    Link(link::Args),
     Doctor(doctor::Args),
     Bench(bench::Args),
     Graph(graph::Args),
@@ -105,6 +108,7 @@ impl Verb {
             Self::Exec(args) => args.run(global),
             Self::Shell(args) => args.run(global),
             Self::Capture(args) => args.run(global),
+            Self::Link(args) => args.run(global),
             Self::Agent(args) => args.run(global),
             Self::Init(args) => args.run(global),
             Self::Observe(args) => args.run(global),
@@ -132,18 +136,13 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
     };
     let global = cli.global;
     global.init();
-    match cli.verb.run(&global) {
+    match cli.verb.run(&global).and_then(|code| print::check().map(|()| code)) {
         Ok(code) => code,
         Err(failure) => {
             failure.print(&global);
             failure.code()
         }
     }
-}
-
-/// Prints to standard output. A closed pipe is no failure: whoever read has seen enough.
-pub(crate) fn say(text: impl std::fmt::Display) {
-    let _ = writeln!(std::io::stdout(), "{text}");
 }
 
 /// Runs a verb's asynchronous part. Threads that still wait for standard input are left behind, not waited for.

@@ -1,6 +1,5 @@
 //! `testbed up`: a topology becomes a lab.
 
-use std::io::Write as _;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -9,7 +8,7 @@ use serde_json::json;
 
 use super::fabric::Fabric;
 use super::lab::seconds;
-use super::{Code, Failure, Global, Outcome, block_on, status};
+use super::{Code, Failure, Global, Outcome, block_on, print, say, status};
 use crate::agent::protocol::Status;
 use crate::agent::runtime::{LabName, Runtime};
 use crate::guest::choice::{self, Clock, Kernel, Place, Wanted};
@@ -71,14 +70,12 @@ impl Args {
             ));
         }
         let plan = Plan { fabric: self.fabric.into(), ..topology::load(&self.topology)? };
-        let mut out = std::io::stdout().lock();
         if self.dry_run {
-            // A closed pipe is no failure: whoever read has seen enough.
-            let _ = if global.json {
-                writeln!(out, "{}", serde_json::to_string_pretty(&plan).unwrap_or_default())
+            if global.json {
+                say(serde_json::to_string_pretty(&plan).unwrap_or_default());
             } else {
-                write!(out, "{}", status::plan_text(&plan))
-            };
+                print(status::plan_text(&plan));
+            }
             return Ok(ExitCode::SUCCESS);
         }
         let name = match &self.name {
@@ -108,15 +105,13 @@ impl Args {
             ..Options::at(Runtime::locate(), program, self.timeout)
         };
         let (status, already) = block_on(bring_up(&name, &plan, &options))?;
-        let _ = if global.json {
-            writeln!(out, "{:#}", json!({ "already_up": already, "status": status }))
-        } else if global.quiet {
-            Ok(())
-        } else {
+        if global.json {
+            say(format_args!("{:#}", json!({ "already_up": already, "status": status })));
+        } else if !global.quiet {
             let note = if already { " (it was already)" } else { "" };
-            writeln!(out, "lab {name} is up{note}")
-                .and_then(|()| write!(out, "{}", status::text(&status, global.color_stdout())))
-        };
+            say(format_args!("lab {name} is up{note}"));
+            print(status::text(&status, global.color_stdout()));
+        }
         Ok(ExitCode::SUCCESS)
     }
 }

@@ -1,11 +1,10 @@
 //! `testbed validate`: whether topology files are good, before anything is built.
 
-use std::io::Write as _;
 use std::process::ExitCode;
 
 use serde::Serialize;
 
-use super::{Code, Failure, Global, Outcome};
+use super::{Code, Failure, Global, Outcome, say};
 use crate::topology::{self, Plan, TopologyError};
 
 const EXAMPLES: &str = "\
@@ -45,10 +44,8 @@ struct Place {
 
 impl Args {
     pub(super) fn run(self, global: &Global) -> Outcome {
-        let mut out = std::io::stdout().lock();
         if self.schema {
-            // Whoever closed the pipe has seen enough; so everywhere below.
-            let _ = writeln!(out, "{:#}", topology::json_schema());
+            say(format_args!("{:#}", topology::json_schema()));
             return Ok(ExitCode::SUCCESS);
         }
         let topologies = if self.topologies.is_empty() {
@@ -65,15 +62,14 @@ impl Args {
             }
             match loaded {
                 Ok(plan) if !global.quiet => {
-                    let _ = writeln!(out, "{}: good ({})", plan.name, size(&plan));
+                    say(format_args!("{}: good ({})", plan.name, size(&plan)));
                 }
                 Ok(_) => {}
                 Err(error) => Failure::from(error).print(global),
             }
         }
         if global.json {
-            let _ = serde_json::to_writer_pretty(&mut out, &verdicts);
-            let _ = writeln!(out);
+            say(serde_json::to_string_pretty(&verdicts).unwrap_or_default());
         }
         let good = verdicts.iter().all(|verdict| verdict.valid);
         Ok(if good { Code::Expected } else { Code::Usage }.into())

@@ -22,7 +22,7 @@ fn text(bytes: &[u8]) -> String {
 #[test]
 fn every_verb_has_help_with_examples() {
     let help = text(&testbed(&["--help"]).stdout);
-    for verb in ["up", "down", "status", "exec", "shell", "capture", "completions"] {
+    for verb in ["up", "down", "status", "exec", "shell", "capture", "link", "completions"] {
         assert!(
             help.lines().any(|line| line.trim_start().starts_with(&format!("{verb} "))),
             "{verb}: {help}"
@@ -98,5 +98,22 @@ fn by_its_other_names_it_is_the_system() {
         std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_testbed"), &link).unwrap();
         let output = Command::new(&link).arg("--help").output().unwrap();
         assert!(text(&output.stdout).contains(&format!("Usage: {name}")), "{output:?}");
+    }
+}
+
+#[test]
+fn what_cannot_be_printed_is_a_failure_but_a_closed_pipe_is_none() {
+    let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
+    for args in [&["validate", "wan-10g"][..], &["status", "--json"], &["up", "wan-10g", "--dry-run"]] {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_testbed"));
+        let output = command.args(args).stdout(full.try_clone().unwrap()).output().unwrap();
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{args:?}: {text}");
+        assert!(text.contains("cannot write to standard output"), "{args:?}: {text}");
+
+        let (read, write) = std::io::pipe().unwrap();
+        drop(read);
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_testbed"));
+        assert_eq!(command.args(args).stdout(write).status().unwrap().code(), Some(0), "{args:?}");
     }
 }
