@@ -2,7 +2,7 @@
 //!
 //! A scenario has a golden `NAME.snap` for what the protocol promises on every fabric, and for each fabric
 //! `NAME@FABRIC.snap` for what goes over its wire and `NAME@FABRIC-times.snap` for when things happen on a virtual clock.
-//! Times are compared with a tolerance ([`TOLERANCE_US`]); all else must be the same to the letter.
+//! Times are compared with a tolerance ([`TOLERANCE_US`], [`TOLERANCE_PART`]); all else must be the same to the letter.
 
 mod diff;
 mod names;
@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 pub use diff::Diff;
 pub use names::Names;
 pub use text::{Texts, texts};
-pub use times::TOLERANCE_US;
+pub use times::{TOLERANCE_PART, TOLERANCE_US};
 
 use crate::scenario::{Fabrics, Observation};
 
@@ -122,7 +122,7 @@ impl Store {
             let measured = snapshot::normal(&measured);
             let expected = snapshot::read(&file)?.map(|expected| snapshot::normal(&expected));
             let seen = match (&expected, golden) {
-                (Some(expected), Golden::Times(_)) => times::settle(expected, &measured, TOLERANCE_US),
+                (Some(expected), Golden::Times(_)) => times::settle(expected, &measured, times::is_near),
                 _ => measured.clone(),
             };
             let outcome = match expected {

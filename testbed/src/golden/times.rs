@@ -6,8 +6,11 @@
 
 use similar::{Algorithm, DiffOp, capture_diff_slices};
 
-/// How far a time may be from the golden's, in microseconds.
+/// How far a time may be from the golden's in any case, in microseconds.
 pub const TOLERANCE_US: u64 = 500;
+
+/// A time may also be off by one part in so many: a long transfer adds up what its packets differ by.
+pub const TOLERANCE_PART: u64 = 1000;
 
 /// The unit that each time in a golden ends in.
 const UNIT: &str = "ms";
@@ -19,8 +22,13 @@ pub(super) fn text(us: i64) -> String {
     format!("{sign}{}.{:03} {UNIT}", us / 1000, us % 1000)
 }
 
-/// What was seen, with the golden's times wherever they are within `tolerance_us` of the golden's.
-pub(super) fn settle(golden: &str, seen: &str, tolerance_us: u64) -> String {
+/// Whether a time, in microseconds, counts as the golden's.
+pub(super) fn is_near(golden: i64, seen: i64) -> bool {
+    golden.abs_diff(seen) <= TOLERANCE_US.max(golden.unsigned_abs() / TOLERANCE_PART)
+}
+
+/// What was seen, with the golden's times wherever they are near the golden's.
+pub(super) fn settle(golden: &str, seen: &str, is_near: impl Fn(i64, i64) -> bool) -> String {
     let (old, new): (Vec<Line<'_>>, Vec<Line<'_>>) =
         (golden.lines().map(Line::parse).collect(), seen.lines().map(Line::parse).collect());
     let mut settled = Vec::new();
@@ -29,7 +37,7 @@ pub(super) fn settle(golden: &str, seen: &str, tolerance_us: u64) -> String {
             DiffOp::Equal { old_index, new_index, len } => {
                 let pairs = old[old_index..old_index + len].iter().zip(&new[new_index..new_index + len]);
                 settled.extend(pairs.map(|(old, new)| {
-                    let near = old.times.iter().zip(&new.times).all(|(a, b)| a.abs_diff(*b) <= tolerance_us);
+                    let near = old.times.iter().zip(&new.times).all(|(a, b)| is_near(*a, *b));
                     if near { old.text } else { new.text }
                 }));
             }
@@ -92,25 +100,36 @@ mod tests {
     const GOLDEN: &str =
         "client\n  request 1: 0.500 ms\n  2 x write: from 50.010 ms to 75.020 ms\nend: -1.000 ms";
 
+    fn within(us: u64) -> impl Fn(i64, i64) -> bool {
+        move |golden, seen| golden.abs_diff(seen) <= us
+    }
+
+    #[test]
+    fn half_a_millisecond_or_a_thousandth_is_near() {
+        assert!(is_near(100_000, 100_500) && !is_near(100_000, 100_501));
+        assert!(is_near(-3_000, -3_500) && !is_near(-3_000, -3_501));
+        assert!(is_near(48_000_000, 47_952_000) && !is_near(48_000_000, 47_951_999));
+    }
+
     #[test]
     fn what_is_near_is_the_goldens() {
         let seen = "client\n  request 1: 0.510 ms\n  2 x write: from 50.000 ms to 75.029 ms\nend: -1.010 ms";
-        assert_eq!(settle(GOLDEN, seen, 10), GOLDEN);
+        assert_eq!(settle(GOLDEN, seen, within(10)), GOLDEN);
         // One time of a line that is too far shows the line as it was seen.
         let expected =
             "client\n  request 1: 0.500 ms\n  2 x write: from 50.000 ms to 75.029 ms\nend: -1.000 ms";
         let far = seen.replace("-1.010", "-1.009").replace("0.510", "0.509");
-        assert_eq!(settle(GOLDEN, &far, 9), expected);
+        assert_eq!(settle(GOLDEN, &far, within(9)), expected);
     }
 
     #[test]
     fn another_line_is_not_taken_for_its_neighbour() {
         let seen = GOLDEN.replace("request 1", "request 2");
-        assert_eq!(settle(GOLDEN, &seen, 1000), seen);
+        assert_eq!(settle(GOLDEN, &seen, within(1000)), seen);
         let shorter = GOLDEN.replace("  request 1: 0.500 ms\n", "");
-        assert_eq!(settle(GOLDEN, &shorter, 0), shorter);
+        assert_eq!(settle(GOLDEN, &shorter, within(0)), shorter);
         let longer = GOLDEN.replace("end", "  receive: 1.000 ms\nend");
-        assert_eq!(settle(GOLDEN, &longer.replace("0.500", "0.501"), 1), longer);
+        assert_eq!(settle(GOLDEN, &longer.replace("0.500", "0.501"), within(1)), longer);
     }
 
     #[test]
@@ -128,8 +147,8 @@ mod tests {
     proptest! {
         #[test]
         fn nothing_is_lost_where_nothing_is_near(a in "\\PC*", b in "[ -~\n]*") {
-            prop_assert_eq!(settle(&b, &b, 0), b.lines().collect::<Vec<_>>().join("\n"));
-            let _ = settle(&a, &b, 5);
+            prop_assert_eq!(settle(&b, &b, within(0)), b.lines().collect::<Vec<_>>().join("\n"));
+            let _ = settle(&a, &b, within(5));
         }
     }
 }
