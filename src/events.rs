@@ -60,6 +60,9 @@ pub enum Event {
         length: u64,
         /// What the peer may do to it.
         access: String,
+        /// The tagged offset of its first byte.
+        #[serde(default)]
+        base: u64,
     },
     /// A region was deregistered.
     RegionReleased {

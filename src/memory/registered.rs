@@ -42,6 +42,7 @@ impl Registered {
             stag,
             length: region.len() as u64,
             access: remote_rights(access).to_owned(),
+            base: region.base(),
         });
         Self { region, guard: Release { stag, recorder: recorder.clone() } }
     }

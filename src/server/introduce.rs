@@ -16,7 +16,7 @@ use super::HttpConnection;
 use super::connection::{Kept, WeakConnection, connect_options};
 use super::layer::{RdmaLayer, ResponseBody, Shared};
 use super::respond::{boxed, say};
-use crate::fabric::{ConnectRequest, FabricError, Listener};
+use crate::fabric::{ConnectOptions, ConnectRequest, FabricError, Listener};
 use crate::header::{Outcome, Reason, Route, TransferId};
 use crate::message::Message;
 
@@ -116,7 +116,9 @@ impl Shared {
         let mut slot = http.lock().await;
         let accepted = async {
             let pd = self.fabric.allocate_pd()?;
-            let connection = request.accept(&pd, connect_options(&self.config, id)).await?;
+            // The client knows whom it has connected to.
+            let options = ConnectOptions { private_data: Bytes::new(), ..connect_options(&self.config, id) };
+            let connection = request.accept(&pd, options).await?;
             Kept::established(self, &http, Route::Client, &pd, connection)
         };
         match accepted.await {

@@ -105,7 +105,10 @@ impl Shared {
         {
             Ok(begun) => begun,
             Err(reason) => {
-                // Whoever reads the body now asks the client for it.
+                // Without a connection the client knows that it is asked for the body when somebody reads it.
+                if let Some(http) = &http {
+                    http.close().await;
+                }
                 let response = inner.call(request.map(RequestBody::new)).await?;
                 return Ok(self.fall_back(response.map(boxed), reason));
             }
@@ -147,13 +150,7 @@ impl Shared {
         }
         let http = self.may_connect(http, &offer)?;
         let mut slot = http.lock().await;
-        let share = match self.reserve(http, bytes) {
-            Ok(share) => share,
-            Err(reason) => {
-                slot.close().await;
-                return Err(reason);
-            }
-        };
+        let share = self.reserve(http, bytes)?;
         let kept = slot.take(self, http, &offer).await.map_err(|error| {
             tracing::warn!(peer = %http.peer(), %error, "no RDMA connection to the client");
             connect_failure(&error)

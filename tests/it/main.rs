@@ -11,5 +11,6 @@ mod plain_servers;
 mod program;
 mod rdma;
 mod service;
+mod steps;
 mod support;
 mod tshark;

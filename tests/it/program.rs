@@ -50,7 +50,7 @@ impl Running {
     }
 
     /// Waits for an event that `wanted` accepts; those before it stay in [`Self::events`].
-    pub(crate) fn wait_for(&mut self, what: &str, wanted: impl Fn(&Event) -> bool) -> Event {
+    pub(crate) fn wait_for(&mut self, what: &str, mut wanted: impl FnMut(&Event) -> bool) -> Event {
         loop {
             match self.lines.recv_timeout(LIMIT) {
                 Err(error) => panic!("no {what} ({error}); seen: {:#?}", self.seen),
@@ -138,10 +138,15 @@ impl Httpd {
 
     /// Stops it in good order; returns all of its events.
     pub(crate) fn stop(self) -> Vec<Event> {
+        self.stop_and_keep().0
+    }
+
+    /// The same, and the directory that it served.
+    pub(crate) fn stop_and_keep(self) -> (Vec<Event>, tempfile::TempDir) {
         self.running.signal(nix::sys::signal::Signal::SIGTERM);
         let (status, events) = self.running.end();
         assert_eq!(status.code(), Some(0));
-        events
+        (events, self.directory)
     }
 }
 

@@ -45,6 +45,11 @@ impl Names {
         self.name("stag", stag.to_string())
     }
 
+    /// Notes where a region begins.
+    pub fn base(&mut self, stag: u32, base: u64) {
+        self.bases.entry(stag).or_insert(base);
+    }
+
     /// A place in a region, counted from its first byte: kernels use addresses for tagged offsets, soft counts from 0.
     pub fn remote(&mut self, stag: u32, to: u64) -> String {
         let name = self.stag(stag);
@@ -67,7 +72,11 @@ impl Names {
 
     /// A port of an address.
     pub fn port(&mut self, address: SocketAddr) -> String {
-        self.name("port", address.to_string())
+        let alone = alone(address.port());
+        match self.numbers.contains_key(&("port", alone.clone())) {
+            true => self.name("port", alone),
+            false => self.name("port", address.to_string()),
+        }
     }
 
     /// Address and port.
@@ -83,7 +92,8 @@ impl Names {
             return self.rdma_field(value);
         }
         if let Some((_, class)) = VOLATILE_FIELDS.iter().find(|(field, _)| *field == name) {
-            return self.name(class, value);
+            // Whether two responses fall into one second is a matter of time.
+            return if *class == "date" { self.name(class, "any") } else { self.name(class, value) };
         }
         if PRODUCT_FIELDS.contains(&name.as_str()) {
             let products: Vec<String> = value.split(' ').map(|product| self.product(product)).collect();
@@ -123,6 +133,11 @@ impl Names {
                         let port = value.parse().unwrap_or_default();
                         self.port(SocketAddr::new(ip, port))
                     }
+                    // Of whoever says so, at the address that HTTP goes to.
+                    ("port", None, _) => match value.parse() {
+                        Ok(port) => self.name("port", alone(port)),
+                        Err(_) => self.text(value),
+                    },
                     ("stag", _, Some(stag)) => self.stag(stag),
                     ("to", _, Some(stag)) => format!("start of {}", self.stag(stag)),
                     ("id", ..) => self.name("id", value.trim()),
@@ -196,6 +211,11 @@ impl Names {
         out.push_str(rest);
         out
     }
+}
+
+/// What stands for a port that was told of without an address.
+fn alone(port: u16) -> String {
+    format!("(some address):{port}")
 }
 
 fn parse_number(text: &str) -> Option<u64> {

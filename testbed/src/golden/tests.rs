@@ -69,7 +69,8 @@ fn observation(v: Volatile) -> Observation {
         headers: request_headers.clone(),
     };
     let response = Event::HttpResponse { exchange: 1, status: 200, headers: response_headers.clone() };
-    let region = |stag, access: &str| Event::RegionRegistered { stag, length: 8192, access: access.into() };
+    let region =
+        |stag, access: &str| Event::RegionRegistered { stag, length: 8192, access: access.into(), base: 0 };
     let write = |offset: u64| Event::Operation {
         op: "write".into(),
         length: 4096,

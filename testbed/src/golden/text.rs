@@ -30,6 +30,13 @@ pub fn texts(observation: &Observation) -> Texts {
     for (stag, to) in told_regions(observation) {
         names.advertised(stag, to);
     }
+    // What the peer can reach comes first: it is what is spoken of.
+    let mut regions: Vec<&Region> =
+        observation.client.regions.iter().chain(&observation.server.regions).collect();
+    regions.sort_by_key(|region| region.access == "none");
+    for region in regions {
+        names.base(region.stag, region.base);
+    }
     let common = common(observation, &mut names);
     let fabric = wire(observation, &mut names);
     let times = (observation.clock == Clock::Virtual).then(|| times(observation, &names));

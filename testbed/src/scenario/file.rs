@@ -16,6 +16,8 @@ use crate::topology::{Plan, Size, Time, UnitError};
 
 /// The largest body that a scenario may ask for: it is written to disk, served, and hashed twice.
 pub const MAX_BODY: u64 = 4 << 30;
+/// The name of the file that a client sends.
+const UPLOAD: &str = "upload";
 /// How long a scenario may take if it does not say.
 pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -73,6 +75,8 @@ pub struct Client {
     pub program: Program,
     /// The request's target.
     pub target: String,
+    /// What it sends there, from a file of this name beside the server's root.
+    pub upload: Option<Body>,
     /// Arguments after the runner's own.
     pub args: Vec<String>,
     /// Set in its environment.
@@ -182,6 +186,14 @@ impl Scenario {
                 parse_size(file.size.get_ref()).map_err(|e| fail(file.size.span(), e.message, e.help))?;
             files.push(Body { path, size, seed: file.seed.unwrap_or(1) });
         }
+        let upload = match raw.client.upload {
+            None => None,
+            Some(upload) => {
+                let size = parse_size(upload.size.get_ref())
+                    .map_err(|e| fail(upload.size.span(), e.message, e.help))?;
+                Some(Body { path: UPLOAD.into(), size, seed: upload.seed.unwrap_or(1) })
+            }
+        };
         if !raw.client.target.get_ref().starts_with('/') {
             let message = format!("{:?} is no request target", raw.client.target.get_ref());
             return Err(fail(raw.client.target.span(), message, Some("it begins with `/`".to_owned())));
@@ -222,6 +234,7 @@ impl Scenario {
                 fabric: client_fabric,
                 program: raw.client.program.unwrap_or(Program::RdmaFetch),
                 target: raw.client.target.into_inner(),
+                upload,
                 args: plain(raw.client.args),
                 env: raw.client.env,
             },
@@ -307,11 +320,19 @@ struct RawBody {
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
+struct RawUpload {
+    size: Spanned<String>,
+    seed: Option<u64>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 struct RawClient {
     host: Option<String>,
     fabric: Option<Spanned<FabricKind>>,
     program: Option<Program>,
     target: Spanned<String>,
+    upload: Option<RawUpload>,
     #[serde(default)]
     args: Vec<Spanned<String>>,
     #[serde(default)]
@@ -423,6 +444,14 @@ target = "/body.bin"
         assert!(message.contains("{nobdy}"), "{message}");
         assert!(help.contains("{nobody}"), "{help}");
         assert!(error_of("{nobody}", "{nobody").1.contains("without its `}`"));
+    }
+
+    #[test]
+    fn a_client_may_send_a_body() {
+        let text = GOOD.replace("target =", "upload = { size = \"3 KiB\", seed = 7 }\ntarget =");
+        let sent = parse(&text).unwrap().client.upload;
+        assert_eq!(sent, Some(Body { path: "upload".into(), size: 3 << 10, seed: 7 }));
+        assert!(parse(&text.replace("3 KiB", "3 Kib")).is_err());
     }
 
     #[test]

@@ -4,6 +4,8 @@
 //! a lab on this machine it runs here, for a lab in a guest it runs in the guest beside the agent ([`Guests`]).
 
 pub mod body;
+#[cfg(test)]
+mod cells;
 mod claim;
 mod embedded;
 mod fabrics;

@@ -116,6 +116,9 @@ pub struct Region {
     pub length: u64,
     /// What the peer may do to it.
     pub access: String,
+    /// The tagged offset of its first byte.
+    #[serde(default)]
+    pub base: u64,
     /// Whether its registration ended.
     pub released: bool,
 }
@@ -167,8 +170,8 @@ impl Side {
                 exchange.status = Some(status);
                 exchange.response_headers = headers;
             }
-            Event::RegionRegistered { stag, length, access } => {
-                self.regions.push(Region { stag, length, access, released: false });
+            Event::RegionRegistered { stag, length, access, base } => {
+                self.regions.push(Region { stag, length, access, base, released: false });
             }
             Event::RegionReleased { stag } => {
                 // An STag may be used again once it is free.
@@ -232,6 +235,8 @@ impl Observation {
         if let (Some(served), Some(arrived)) = (&self.served, &self.arrived)
             && self.client.exit == Some(Exit::Code(0))
             && served != arrived
+            // A part, or nothing at all, is not the whole.
+            && self.client.exchanges.last().is_none_or(|last| last.status != Some(206) && last.status != Some(416))
         {
             let (there, here) = (served.length, arrived.length);
             found.push(format!(
@@ -252,7 +257,7 @@ mod tests {
     }
 
     fn registered(stag: u32) -> Record {
-        record(Event::RegionRegistered { stag, length: 10, access: "remote-write".to_owned() })
+        record(Event::RegionRegistered { stag, length: 10, access: "remote-write".to_owned(), base: 0 })
     }
 
     fn observation(client: &[Record]) -> Observation {

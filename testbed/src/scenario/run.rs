@@ -171,7 +171,7 @@ impl Runner<'_> {
         if self.clock == Clock::Virtual {
             in_step().await;
         }
-        let served = make_bodies(scenario, &work.root(), making).await?;
+        let served = make_bodies(scenario, work, making).await?;
         let noting = "note in the lab's directory which link is captured";
         self.claim.captures(&place.link).map_err(io_trouble(noting))?;
         let started = self.client.capture_start(&place.link, &work.capture()).await;
@@ -204,7 +204,11 @@ impl Runner<'_> {
             return Err(Trouble::Said(lost));
         }
         let capture = work.capture();
-        let output = work.output();
+        let output = match &scenario.client.upload {
+            // Where the client gets nothing, the server does.
+            Some(_) => work.root().join(scenario.client.target.trim_start_matches('/')),
+            None => work.output(),
+        };
         let decoded = tokio::task::spawn_blocking(move || (wire::decode(&capture), body::read(&output)));
         let (wire, arrived) = decoded.await.map_err(|error| Trouble::Said(error.to_string()))?;
         let arrived = match arrived {
@@ -351,10 +355,12 @@ fn first_interface<'p>(plan: &'p Plan, host: &str) -> Result<(&'p HostPlan, &'p 
     interface.ok_or_else(|| Trouble::Said(format!("the lab has no host {host:?} with an interface")))
 }
 
-/// Makes the server's files; returns the one that the client asks for, if it is among them.
-async fn make_bodies(scenario: &Scenario, root: &Path, making: &str) -> Result<Option<Content>, Trouble> {
-    let root = root.to_owned();
+/// Makes the server's files, and the client's; returns what shall arrive: what the client sends, or asks for and the server
+/// has.
+async fn make_bodies(scenario: &Scenario, work: &Work, making: &str) -> Result<Option<Content>, Trouble> {
+    let (root, folder) = (work.root(), work.folder.clone());
     let (files, target) = (scenario.server.files.clone(), scenario.client.target.clone());
+    let upload = scenario.client.upload.clone();
     let made = tokio::task::spawn_blocking(move || {
         fs::create_dir_all(&root)?;
         let mut served = None;
@@ -364,7 +370,10 @@ async fn make_bodies(scenario: &Scenario, root: &Path, making: &str) -> Result<O
                 served = Some(content);
             }
         }
-        Ok(served)
+        match upload {
+            Some(file) => body::write(&folder.join(&file.path), file.size, file.seed).map(Some),
+            None => Ok(served),
+        }
     });
     let made = made.await.map_err(|error| Trouble::Said(error.to_string()))?;
     made.map_err(io_trouble(making))
@@ -412,6 +421,10 @@ fn client_command(
             .arg(text(&work.output()))
             .arg("--dump-header")
             .arg(text(&work.heads())),
+    };
+    let command = match &client.upload {
+        Some(file) => command.arg("--upload-file").arg(text(&work.folder.join(&file.path))),
+        None => command,
     };
     let mut command = command
         .args(client.args.iter().map(|argument| place.placeholders.fill(argument)))

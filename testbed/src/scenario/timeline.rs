@@ -86,7 +86,7 @@ mod tests {
     fn events_are_counted_from_the_clients_start_and_grouped_in_a_fixed_order() {
         let request =
             Event::HttpRequest { exchange: 1, method: "GET".into(), target: "/".into(), headers: vec![] };
-        let region = Event::RegionRegistered { stag: 1, length: 1, access: "none".into() };
+        let region = Event::RegionRegistered { stag: 1, length: 1, access: "none".into(), base: 0 };
         let records = [record(90, region), write(150), record(120, request), write(170)];
         let moment =
             |what: &str, count, first_us, last_us| Moment { what: what.into(), count, first_us, last_us };
