@@ -45,11 +45,6 @@ impl Names {
         self.name("stag", stag.to_string())
     }
 
-    /// Notes where a region begins.
-    pub fn base(&mut self, stag: u32, base: u64) {
-        self.bases.entry(stag).or_insert(base);
-    }
-
     /// A place in a region, counted from its first byte: kernels use addresses for tagged offsets, soft counts from 0.
     pub fn remote(&mut self, stag: u32, to: u64) -> String {
         let name = self.stag(stag);
@@ -121,7 +116,7 @@ impl Names {
         let ip: Option<IpAddr> = find("ip").and_then(|ip| ip.trim_matches(['"', '[', ']']).parse().ok());
         let stag = find("stag").and_then(parse_number).and_then(|stag| u32::try_from(stag).ok());
         if let (Some(stag), Some(to)) = (stag, find("to").and_then(parse_number)) {
-            self.advertised(stag, to);
+            self.bases.insert(stag, to);
         }
         let named: Vec<String> = parts
             .iter()

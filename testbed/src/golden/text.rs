@@ -35,7 +35,7 @@ pub fn texts(observation: &Observation) -> Texts {
         observation.client.regions.iter().chain(&observation.server.regions).collect();
     regions.sort_by_key(|region| region.access == "none");
     for region in regions {
-        names.base(region.stag, region.base);
+        names.advertised(region.stag, region.base);
     }
     let common = common(observation, &mut names);
     let fabric = wire(observation, &mut names);
