@@ -1,12 +1,12 @@
 //! tshark as an independent judge: real connections in a network namespace are captured, and tshark must dissect every
 //! FPDU with a good CRC, find nothing malformed, and read the same headers as our own decoder.
 
-use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader};
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::{BufRead, BufReader, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::sync::mpsc;
+use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -94,13 +94,15 @@ fn judge(name: &str, mtu: u32) {
         Err(reason) => return skip(name, &reason),
     };
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a runtime");
+    let mut sent = Vec::new();
     let crcs: usize = runtime.block_on(async {
         let mut connections_with_crc = 0;
         for (revision, peer_to_peer) in [(Revision::V1, false), (Revision::V2, false), (Revision::V2, true)] {
             for crc in [true, false] {
                 let fabric =
                     SoftFabric::new(SoftOptions { revision, peer_to_peer, ..SoftOptions::default() });
-                tokio::time::timeout(PATIENCE, converse(&fabric, crc)).await.expect("it ends");
+                let talk = converse(&fabric, crc, peer_to_peer);
+                sent.extend(tokio::time::timeout(PATIENCE, talk).await.expect("it ends"));
                 connections_with_crc += usize::from(crc);
             }
         }
@@ -118,15 +120,38 @@ fn judge(name: &str, mtu: u32) {
     assert_eq!(tree.matches("Bad CRC32").count(), 0);
     assert_eq!(tshark(&file, &["-Y", "_ws.malformed"]), "");
     let theirs = theirs(&file, &initiators);
-    for (at, (ours, theirs)) in ours.iter().zip(&theirs).enumerate() {
-        assert_eq!(&ours.line, theirs, "FPDU {at}");
+    let lines: Vec<&String> = theirs.values().flatten().map(|fpdu| &fpdu.line).collect();
+    for (at, (ours, theirs)) in ours.iter().zip(&lines).enumerate() {
+        assert_eq!(&&ours.line, theirs, "FPDU {at}");
     }
-    assert_eq!(theirs.len(), ours.len());
+    assert_eq!(lines.len(), ours.len());
+    // The operations and lengths that tshark read are those that were posted.
+    let connections: BTreeSet<u32> = theirs.keys().map(|key| key.0).collect();
+    assert_eq!(connections.len(), sent.len());
+    for (connection, sent) in connections.into_iter().zip(sent) {
+        for (direction, sent) in (0..).zip(sent) {
+            let seen = theirs.get(&(connection, direction)).map_or(Vec::new(), |fpdus| messages(fpdus));
+            assert_eq!(seen, sent, "connection {connection}, direction {direction}");
+        }
+    }
     println!("{} FPDUs, {crc_good} with CRC, all dissected", ours.len());
 }
 
-/// Every operation, both ways, sizes at the edges; then one connection that ends in a Terminate and one refused.
-async fn converse(fabric: &SoftFabric, crc: bool) {
+const WRITE: u8 = 0;
+const READ_REQUEST: u8 = 1;
+const READ_RESPONSE: u8 = 2;
+const SEND: u8 = 3;
+const SEND_INVALIDATE: u8 = 4;
+const SEND_SOLICITED: u8 = 5;
+const SEND_SOLICITED_INVALIDATE: u8 = 6;
+const TERMINATE: u8 = 7;
+
+/// The messages of the initiator and of the responder, opcode and length.
+type Sent = [Vec<(u8, usize)>; 2];
+
+/// Every operation, both ways, sizes at the edges; then one connection that ends in a Terminate and one refused. What
+/// each side of the two sends.
+async fn converse(fabric: &SoftFabric, crc: bool, peer_to_peer: bool) -> [Sent; 2] {
     let loopback: SocketAddr = (Ipv4Addr::LOCALHOST, 0).into();
     let listener = fabric.listen(loopback).await.expect("it listens");
     let pd = fabric.allocate_pd().expect("a domain");
@@ -138,17 +163,25 @@ async fn converse(fabric: &SoftFabric, crc: bool) {
         });
         (ours.expect("connected"), theirs.expect("accepted"))
     };
+    // The initiator's RTR.
+    let begin = || -> Sent { [if peer_to_peer { vec![(WRITE, 0)] } else { Vec::new() }, Vec::new()] };
 
     let (a, b) = connect().await;
+    let mut sent = begin();
     const LENGTH: usize = 300_001;
     let body: Vec<u8> = (0..LENGTH).map(|i| (i % 251) as u8).collect();
     let source = pd.register(body.clone(), Access::REMOTE_READ).expect("registered");
     let sink = pd.register(vec![0; LENGTH], Access::REMOTE_WRITE).expect("registered");
-    let once = pd.register(vec![0; 8], Access::REMOTE_WRITE).expect("registered");
+    let once = || pd.register(vec![0; 8], Access::REMOTE_WRITE).expect("registered");
+    let mut file = tempfile::tempfile().expect("a file");
+    file.write_all(&body).expect("written");
+    let file = pd.register_file(Arc::new(file), 0, LENGTH as u64).expect("registered");
     let remote =
         |region: &rdma_http::fabric::Region| RemoteAddress { stag: region.stag(), to: region.base() };
     for length in [0, 1, 2, 3, 4, 1428, 1429, LENGTH] {
         a.write(&source, 0, length, remote(&sink)).await.expect("written");
+        a.write(&file, 0, length, remote(&sink)).await.expect("written");
+        sent[0].extend([(WRITE, length); 2]);
     }
     for length in [0, 1, 2, 3, 4096] {
         let message = Bytes::copy_from_slice(&body[..length]);
@@ -156,24 +189,40 @@ async fn converse(fabric: &SoftFabric, crc: bool) {
         assert_eq!(b.receive().await.expect("received").message, message);
         b.send(message.clone()).await.expect("sent");
         assert_eq!(a.receive().await.expect("received").message, message);
+        sent[0].push((SEND, length));
+        sent[1].push((SEND, length));
     }
     for length in [0, 1, 70_000] {
-        a.read(&sink, 0, length, remote(&source)).await.expect("read");
-        b.read(&sink, 0, length, remote(&source)).await.expect("read");
+        for region in [&source, &file] {
+            a.read(&sink, 0, length, remote(region)).await.expect("read");
+            b.read(&sink, 0, length, remote(region)).await.expect("read");
+            sent[0].extend([(READ_REQUEST, 0), (READ_RESPONSE, length)]);
+            sent[1].extend([(READ_RESPONSE, length), (READ_REQUEST, 0)]);
+        }
     }
     // Many at once, so that FPDUs share writes.
     let posted: Vec<_> = (1..40).map(|n| b.write(&source, 0, n * 100, remote(&sink))).collect();
     for write in posted {
         write.await.expect("written");
     }
-    a.send_invalidate(Bytes::from_static(b"bye"), once.stag()).await.expect("sent");
-    assert_eq!(b.receive().await.expect("received").invalidated, Some(once.stag()));
+    sent[1].extend((1..40).map(|n| (WRITE, n * 100)));
+    let (plain, solicited) = (once(), once());
+    a.send_invalidate(Bytes::from_static(b"bye"), plain.stag()).await.expect("sent");
+    assert_eq!(b.receive().await.expect("received").invalidated, Some(plain.stag()));
+    a.send_solicited(Bytes::from_static(b"event"), None).await.expect("sent");
+    assert!(b.receive().await.expect("received").solicited);
+    a.send_solicited(Bytes::from_static(b"both"), Some(solicited.stag())).await.expect("sent");
+    assert_eq!(b.receive().await.expect("received").invalidated, Some(solicited.stag()));
+    sent[0].extend([(SEND_INVALIDATE, 3), (SEND_SOLICITED, 5), (SEND_SOLICITED_INVALIDATE, 4)]);
     a.disconnect().await.expect("closed");
     b.closed().await;
     assert_eq!(sink.deregister().expect("its memory"), body);
 
     let (a, b) = connect().await;
+    let mut ended = begin();
     drop(a.write(&source, 0, 100, RemoteAddress { stag: Stag(1), to: 0 }));
+    ended[0].push((WRITE, 100));
+    ended[1].push((TERMINATE, 0));
     assert!(matches!(b.closed().await, FabricError::Protocol(_)));
     assert!(matches!(a.closed().await, FabricError::TerminatedByPeer(_)));
 
@@ -181,6 +230,7 @@ async fn converse(fabric: &SoftFabric, crc: bool) {
         listener.accept().await.expect("a request").reject(b"no").await.expect("refused");
     });
     assert!(matches!(refused, Err(FabricError::Rejected { .. })));
+    [sent, ended]
 }
 
 /// A tshark that captures, and says what it has captured.
@@ -326,8 +376,18 @@ fn bytes_of(hex: &str) -> Vec<u8> {
     (0..hex.len()).step_by(2).map(|at| u8::from_str_radix(&hex[at..at + 2], 16).expect("hex")).collect()
 }
 
-/// The FPDUs of a capture by tshark, in the same order and words. A frame can hold many, and then a field is a list.
-fn theirs(file: &Path, initiators: &Initiators) -> Vec<String> {
+/// What tshark says of an FPDU.
+struct Dissected {
+    /// In the words of [`Seen::line`].
+    line: String,
+    opcode: u8,
+    last: bool,
+    payload: usize,
+}
+
+/// The FPDUs of a capture by tshark, in the same order: for each connection the initiator's, then the responder's. A
+/// frame can hold many, and then a field is a list.
+fn theirs(file: &Path, initiators: &Initiators) -> BTreeMap<(u32, u8), Vec<Dissected>> {
     let fields = [
         "tcp.stream",
         "tcp.srcport",
@@ -341,29 +401,53 @@ fn theirs(file: &Path, initiators: &Initiators) -> Vec<String> {
         "iwarp_ddp.msn",
         "iwarp_ddp.mo",
     ];
-    let mut arguments = vec!["-Y", "iwarp_mpa.fpdu", "-T", "fields"];
+    let mut arguments = vec!["-Y", "iwarp_mpa.fpdu", "-T", "json"];
     arguments.extend(fields.iter().flat_map(|field| ["-e", field]));
-    let mut streams: BTreeMap<(u32, u8), Vec<String>> = BTreeMap::new();
-    for line in tshark(file, &arguments).lines() {
-        let columns: Vec<&str> = line.split('\t').collect();
-        let list = |at: usize| columns[at].split(',').filter(|v| !v.is_empty()).map(str::to_owned);
-        let stream: u32 = columns[0].parse().expect("a number");
-        let direction = u8::from(initiators[&stream] != columns[1]);
-        let (mut stags, mut offsets) = (list(6), list(7));
-        let (mut queues, mut msns, mut places) = (list(8), list(9), list(10));
-        let headers = list(2).zip(list(3)).zip(list(4)).zip(list(5));
+    let frames: Vec<serde_json::Value> = serde_json::from_str(&tshark(file, &arguments)).expect("it is JSON");
+    let mut streams: BTreeMap<(u32, u8), Vec<Dissected>> = BTreeMap::new();
+    for frame in frames {
+        let layers = &frame["_source"]["layers"];
+        let list = |field: &str| {
+            let values = layers[field].as_array().cloned().unwrap_or_default();
+            values.into_iter().map(|value| value.as_str().expect("a string").to_owned())
+        };
+        let one = |field: &str| list(field).next().expect("a value");
+        let stream: u32 = one("tcp.stream").parse().expect("a number");
+        let direction = u8::from(initiators[&stream] != one("tcp.srcport"));
+        let (mut stags, mut offsets) = (list(fields[6]), list(fields[7]));
+        let (mut queues, mut msns, mut places) = (list(fields[8]), list(fields[9]), list(fields[10]));
+        let headers = list(fields[2]).zip(list(fields[3])).zip(list(fields[4])).zip(list(fields[5]));
         for (((length, tagged), last), opcode) in headers {
-            let opcode = opcode.trim_start_matches("0x").trim_start_matches('0');
-            let opcode = if opcode.is_empty() { "0" } else { opcode };
-            let place = if tagged == "1" {
-                format!("{}\t{}", stags.next().expect("an STag"), offsets.next().expect("an offset"))
+            let opcode = u8::from_str_radix(opcode.trim_start_matches("0x"), 16).expect("a number");
+            let length: usize = length.parse().expect("a number");
+            let (header, place) = if tagged == "1" {
+                let place =
+                    format!("{}\t{}", stags.next().expect("an STag"), offsets.next().expect("an offset"));
+                (14, place)
             } else {
                 let next = |column: &mut dyn Iterator<Item = String>| column.next().expect("a value");
-                format!("{}\t{}\t{}", next(&mut queues), next(&mut msns), next(&mut places))
+                (18, format!("{}\t{}\t{}", next(&mut queues), next(&mut msns), next(&mut places)))
             };
             let line = format!("{length}\t{last}\t{opcode}\t{place}");
-            streams.entry((stream, direction)).or_default().push(line);
+            let dissected = Dissected { line, opcode, last: last == "1", payload: length - header };
+            streams.entry((stream, direction)).or_default().push(dissected);
         }
     }
-    streams.into_values().flatten().collect()
+    streams
+}
+
+/// The messages that FPDUs make up: opcode and bytes of payload.
+fn messages(fpdus: &[Dissected]) -> Vec<(u8, usize)> {
+    let mut messages = Vec::new();
+    let mut length = 0;
+    for fpdu in fpdus {
+        length += fpdu.payload;
+        if fpdu.last {
+            // What a Read Request or a Terminate says is no payload of anybody's.
+            let payload = if matches!(fpdu.opcode, READ_REQUEST | TERMINATE) { 0 } else { length };
+            messages.push((fpdu.opcode, payload));
+            length = 0;
+        }
+    }
+    messages
 }

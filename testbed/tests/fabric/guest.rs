@@ -23,26 +23,32 @@ fn the_battery_over_rxe() {
 }
 
 /// A lab of two hosts, taken down at the end.
-struct Lab {
+pub(crate) struct Lab {
     directory: tempfile::TempDir,
 }
 
 impl Lab {
-    fn up(fabric: &str) -> Self {
+    pub(crate) fn up(fabric: &str) -> Self {
         let lab = Self { directory: tempfile::tempdir().unwrap() };
-        let output = lab.testbed(&["up", "direct", "--kernel", "uml", "--fabric", fabric]);
+        let output =
+            lab.testbed(&["up", "direct", "--kernel", "uml", "--fabric", fabric, "--timeout", "120"]);
         assert!(output.status.success(), "{output:?}");
         lab
     }
 
     fn testbed(&self, args: &[&str]) -> Output {
+        self.command(args).output().unwrap()
+    }
+
+    /// `testbed` with these arguments, on this lab.
+    pub(crate) fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_testbed"));
         // What surrounds the tests is of no use in a guest.
         let kept = ["HOME", "PATH", "XDG_CACHE_HOME"].map(|name| (name, std::env::var_os(name)));
         let kept = kept.into_iter().filter_map(|(name, value)| Some((name, value?)));
         let runtime = self.directory.path().join("run");
         command.args(args).stdin(Stdio::null()).env_clear().envs(kept).env("TESTBED_RUNTIME_DIR", runtime);
-        command.output().unwrap()
+        command
     }
 }
 

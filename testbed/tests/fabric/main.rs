@@ -6,5 +6,6 @@
 mod battery;
 mod guest;
 mod interoperation;
+mod judge;
 mod killed;
 mod support;
