@@ -24,8 +24,8 @@ use nix::sys::termios::{SetArg, cfmakeraw, tcdrain, tcgetattr, tcsetattr};
 use nix::unistd::{chdir, pivot_root, sethostname};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixStream;
-use tokio::net::unix::pipe;
 
+use super::device::Device;
 use super::mux::{Driver, Mux, Role};
 use super::order::{AGENT, Answer, CALLER, MAX_ORDER, OBSERVE, ORDER, Order, PING};
 use super::qemu::MACHINE_TAG;
@@ -133,7 +133,7 @@ fn mounts(kernel: &str) -> Result<(), (&'static str, io::Error)> {
 }
 
 /// The line, made to carry bytes as they are.
-fn line(kernel: &str) -> io::Result<(File, pipe::Receiver, pipe::Sender)> {
+fn line(kernel: &str) -> io::Result<(File, Device, Device)> {
     let path = if kernel == "uml" { PathBuf::from(UML_LINE) } else { port()? };
     let flags = nix::libc::O_NOCTTY | nix::libc::O_NONBLOCK;
     // A port can be opened only once.
@@ -143,9 +143,7 @@ fn line(kernel: &str) -> io::Result<(File, pipe::Receiver, pipe::Sender)> {
         cfmakeraw(&mut settings);
         tcsetattr(&line, SetArg::TCSANOW, &settings)?;
     }
-    // To tokio either is as good as a pipe: a descriptor that is ready or not.
-    let from = pipe::Receiver::from_file_unchecked(line.try_clone()?)?;
-    let to = pipe::Sender::from_file_unchecked(line.try_clone()?)?;
+    let (from, to) = (Device::new(line.try_clone()?)?, Device::new(line.try_clone()?)?);
     Ok((line, from, to))
 }
 

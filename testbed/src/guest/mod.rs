@@ -7,6 +7,7 @@
 
 pub mod choice;
 pub mod console;
+mod device;
 pub mod host;
 pub mod init;
 pub mod keeper;

@@ -99,7 +99,7 @@ fn keep(file: &Path, seen: &Seen) -> io::Result<()> {
 async fn try_kvm(emulator: &Path, kernel: &Path) -> Result<(), String> {
     let mut command = machine(emulator, &Accelerator::Kvm, 128);
     command.arg("-kernel").arg(kernel).args(["-append", "console=ttyS0 panic=-1"]);
-    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::inherit()).kill_on_drop(true);
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).kill_on_drop(true);
     leash::tie(&mut command, None);
     let mut child =
         command.spawn().map_err(|error| format!("cannot start {}: {error}", emulator.display()))?;
