@@ -7,7 +7,9 @@ use nix::libc;
 use super::check::{amiss, ok, tried};
 use super::facts::Facts;
 use super::{Check, Status};
-use crate::kernel::{self, Cache, Platform};
+use crate::guest::choice;
+use crate::guest::qemu::{self, Accelerator};
+use crate::kernel::{self, Cache, Image, Platform};
 
 /// What is there for guests.
 #[derive(Clone, Debug, Default)]
@@ -18,27 +20,62 @@ pub struct Guests {
     pub qemu: Option<String>,
     /// What a kernel cannot be built for, and what mends that.
     pub cannot_build: Option<(String, Option<String>)>,
-    /// Why `/dev/kvm` cannot be opened.
-    pub no_kvm: Option<String>,
+    /// Whether QEMU guests have the processor itself.
+    pub kvm: Kvm,
+}
+
+/// What is known of KVM.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Kvm {
+    /// A kernel was booted on it.
+    Runs,
+    /// It can be opened, which is no proof, and there is no kernel to boot on it.
+    #[default]
+    Untried,
+    /// This user may not open it.
+    NotAllowed,
+    /// It cannot be opened, or opens and runs nothing.
+    Broken(String),
+}
+
+impl Kvm {
+    /// Boots a QEMU guest's kernel on it, where there is one: once for as long as the machine is up.
+    fn try_out(kernel: Option<&Image>) -> Self {
+        if let Err(error) = File::options().read(true).write(true).open("/dev/kvm") {
+            return match error.raw_os_error() {
+                Some(libc::EACCES) => Self::NotAllowed,
+                _ => Self::Broken(format!("/dev/kvm: {error}")),
+            };
+        }
+        let (Some(kernel), Some(emulator)) = (kernel.map(Image::path), choice::find(choice::QEMU_PROGRAM))
+        else {
+            return Self::Untried;
+        };
+        // On a thread of its own, since whoever asks may be within a runtime already.
+        let tried = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().ok()?;
+            Some(runtime.block_on(qemu::accelerator(&emulator, &kernel)))
+        });
+        match tried.join() {
+            Ok(Some(Accelerator::Kvm)) => Self::Runs,
+            Ok(Some(Accelerator::Tcg { why })) => Self::Broken(why),
+            Ok(None) | Err(_) => Self::Untried,
+        }
+    }
 }
 
 impl Guests {
     /// This user's kernels, on this machine.
     pub(super) fn gather() -> Self {
         let images = Cache::of_user().and_then(|cache| cache.images()).unwrap_or_default();
-        let newest = |platform: Platform| {
-            images.iter().find(|i| i.manifest.platform == platform).map(|i| i.manifest.version.clone())
-        };
+        let newest = |platform: Platform| images.iter().find(|i| i.manifest.platform == platform);
+        let version = |platform: Platform| newest(platform).map(|image| image.manifest.version.clone());
         let cannot_build = kernel::can_build().err().map(|error| (error.to_string(), error.help()));
-        let no_kvm = File::options().read(true).write(true).open("/dev/kvm").err();
         Self {
-            uml: newest(Platform::Uml),
-            qemu: newest(Platform::Qemu),
+            uml: version(Platform::Uml),
+            qemu: version(Platform::Qemu),
             cannot_build,
-            no_kvm: no_kvm.map(|error| match error.raw_os_error() {
-                Some(libc::EACCES) => "not allowed".to_owned(),
-                _ => error.to_string(),
-            }),
+            kvm: Kvm::try_out(newest(Platform::Qemu)),
         }
     }
 }
@@ -87,26 +124,21 @@ fn uml(facts: &Facts) -> Check {
 
 fn kvm(guests: &Guests) -> Check {
     const NAME: &str = "kvm";
-    match &guests.no_kvm {
-        // Some machines let it be opened and run nothing on it; only a boot tells.
-        None => ok(
+    let meaning = "QEMU guests are emulated instead (TCG), some ten times slower; UML guests need no KVM";
+    match &guests.kvm {
+        Kvm::Runs => ok(NAME, "a kernel runs on it"),
+        Kvm::Untried => ok(
             NAME,
-            "/dev/kvm can be opened; whether a kernel runs on it is seen when a QEMU guest first boots",
+            "/dev/kvm can be opened; `testbed kernel build qemu` gives a kernel with which to see whether it runs",
         ),
-        Some(why) if why == "not allowed" => amiss(
+        Kvm::NotAllowed => amiss(
             NAME,
             Status::Limited,
             "/dev/kvm: not for this user",
-            "QEMU guests are emulated instead (TCG), some ten times slower; UML guests need no KVM",
+            meaning,
             Some("sudo usermod -aG kvm $USER   # and log in again".into()),
         ),
-        Some(why) => amiss(
-            NAME,
-            Status::Limited,
-            format!("/dev/kvm: {why}"),
-            "QEMU guests are emulated instead (TCG), some ten times slower; UML guests need no KVM",
-            None,
-        ),
+        Kvm::Broken(why) => amiss(NAME, Status::Limited, why.clone(), meaning, None),
     }
 }
 

@@ -16,7 +16,7 @@ use serde::Serialize;
 
 pub use check::examine;
 pub use facts::{Facts, Module, Sources};
-pub use guests::Guests;
+pub use guests::{Guests, Kvm};
 pub use packages::install_command;
 pub use probe::{Attempts, Errno, attempt};
 

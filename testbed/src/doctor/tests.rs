@@ -100,11 +100,7 @@ impl Machine {
             path: vec![root.join("bin")],
             root: root.clone(),
             privileged: self.privileged,
-            guests: Guests {
-                uml: self.uml.map(str::to_owned),
-                no_kvm: Some("not allowed".into()),
-                ..Guests::default()
-            },
+            guests: Guests { uml: self.uml.map(str::to_owned), kvm: Kvm::NotAllowed, ..Guests::default() },
             verbs: false,
             memlock: Some(8 << 20),
             attempts: Ok(self.attempts),

@@ -109,7 +109,7 @@ fn lack(fabric: FabricKind, report: &doctor::Report) -> Option<Lack> {
 }
 
 /// A program in `PATH`.
-fn find(program: &str) -> Option<PathBuf> {
+pub(crate) fn find(program: &str) -> Option<PathBuf> {
     use std::os::unix::fs::PermissionsExt as _;
     let path = std::env::var_os("PATH")?;
     std::env::split_paths(&path).map(|directory| directory.join(program)).find(|file| {
