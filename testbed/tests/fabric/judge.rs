@@ -13,15 +13,11 @@ use rdma_http::fabric::verbs::VerbsFabric;
 use rdma_http::fabric::{
     Access, ConnectOptions, Connection, Fabric, FabricError, FabricKind, RemoteAddress, Stag,
 };
-use rdma_http::iwarp::fpdu::{self, Fpdu};
-use rdma_http::iwarp::rdmap::{Opcode, Segment};
-use rdma_http::iwarp::terminate::{Code, Terminate};
 use testbed::kernel::{Cache, Platform};
 use testbed::topology;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
 use tokio::time::timeout;
 
+use crate::by_hand::by_hand;
 use crate::guest::Lab;
 use crate::support::skip;
 
@@ -32,7 +28,7 @@ const PART: &str = "TESTBED_TEST_JUDGE";
 const PATIENCE: Duration = Duration::from_secs(30);
 
 const PORT: u16 = 7174;
-const SIZE: usize = 300_000;
+pub(crate) const SIZE: usize = 300_000;
 
 #[test]
 fn siw_serves_soft() {
@@ -135,7 +131,7 @@ fn pattern(seed: usize, length: usize) -> Vec<u8> {
     (0..length).map(|i| (i * 31 + seed * 7 + i / 251) as u8).collect()
 }
 
-async fn soon<T>(future: impl Future<Output = T>) -> T {
+pub(crate) async fn soon<T>(future: impl Future<Output = T>) -> T {
     timeout(PATIENCE, future).await.expect("it ends in bounded time")
 }
 
@@ -210,11 +206,11 @@ async fn serve(fabric: &dyn Fabric, address: SocketAddr, crc: bool) {
     }
 }
 
-fn word(bytes: &[u8], at: usize) -> u32 {
+pub(crate) fn word(bytes: &[u8], at: usize) -> u32 {
     u32::from_be_bytes(bytes[at..at + 4].try_into().unwrap())
 }
 
-fn long(bytes: &[u8], at: usize) -> u64 {
+pub(crate) fn long(bytes: &[u8], at: usize) -> u64 {
     u64::from_be_bytes(bytes[at..at + 8].try_into().unwrap())
 }
 
@@ -385,181 +381,4 @@ async fn ask(fabric: &dyn Fabric, soft: bool, to: SocketAddr, crc: bool) {
 /// Whether an error is a Terminate with this code.
 fn told(error: &FabricError, code: &str) -> bool {
     matches!(error, FabricError::TerminatedByPeer(text) if text.starts_with(code))
-}
-
-/// An FPDU around a ULPDU, with its CRC.
-fn framed(ulpdu: &[u8]) -> Vec<u8> {
-    let mut out = Vec::new();
-    let start = fpdu::begin(&mut out);
-    out.extend_from_slice(ulpdu);
-    fpdu::seal(&mut out, start, true);
-    out
-}
-
-/// An untagged segment of queue, MSN and offset.
-fn untagged(control: [u8; 2], queue: u32, msn: u32, offset: u32, payload: &[u8]) -> Vec<u8> {
-    let mut out = control.to_vec();
-    for field in [0, queue, msn, offset] {
-        out.extend_from_slice(&field.to_be_bytes());
-    }
-    out.extend_from_slice(payload);
-    out
-}
-
-fn tagged(control: [u8; 2], at: RemoteAddress, payload: &[u8]) -> Vec<u8> {
-    let mut out = control.to_vec();
-    out.extend_from_slice(&at.stag.0.to_be_bytes());
-    out.extend_from_slice(&at.to.to_be_bytes());
-    out.extend_from_slice(payload);
-    out
-}
-
-fn read_request(msn: u32, source: RemoteAddress) -> Vec<u8> {
-    let mut body = Vec::new();
-    body.extend_from_slice(&7u32.to_be_bytes());
-    body.extend_from_slice(&0u64.to_be_bytes());
-    body.extend_from_slice(&8u32.to_be_bytes());
-    body.extend_from_slice(&source.stag.0.to_be_bytes());
-    body.extend_from_slice(&source.to.to_be_bytes());
-    untagged([0x41, 0x41], 1, msn, 0, &body)
-}
-
-/// What is to be sent, given the server's regions; what the RFCs say to it, and what siw does if that is not it. siw's
-/// `None` is an end without a Terminate.
-type Case = (&'static str, fn(RemoteAddress) -> Vec<Vec<u8>>, &'static str, Option<Option<&'static str>>);
-
-const CASES: &[Case] = &[
-    ("DDP version of an untagged segment", |_| vec![untagged([0x40, 0x43], 0, 2, 0, b"x")], "1/2/06", None),
-    ("DDP version of a tagged segment", |at| vec![tagged([0xc2, 0x40], at, b"x")], "1/1/04", None),
-    ("RDMAP version", |_| vec![untagged([0x41, 0x83], 0, 2, 0, b"x")], "0/2/05", None),
-    ("unknown opcode", |_| vec![untagged([0x41, 0x48], 0, 2, 0, b"x")], "0/2/06", None),
-    ("MSN too high", |_| vec![untagged([0x41, 0x43], 0, 3, 0, b"x")], "1/2/03", None),
-    ("MSN again", |_| vec![untagged([0x41, 0x43], 0, 1, 0, b"x")], "1/2/03", None),
-    ("offset of a first segment", |_| vec![untagged([0x41, 0x43], 0, 2, 1, b"x")], "1/2/04", None),
-    (
-        "offset of a later segment",
-        |_| vec![untagged([0x01, 0x43], 0, 2, 0, b"four"), untagged([0x41, 0x43], 0, 2, 9, b"x")],
-        "1/2/04",
-        None,
-    ),
-    ("unknown queue", |_| vec![untagged([0x41, 0x43], 9, 2, 0, b"x")], "1/2/01", None),
-    (
-        "message too long",
-        |_| vec![untagged([0x41, 0x43], 0, 2, 0, &[7; 5000])],
-        "1/2/05",
-        Some(Some("1/2/02")),
-    ),
-    (
-        "wrong STag",
-        |at| vec![tagged([0xc1, 0x40], RemoteAddress { stag: Stag(at.stag.0 ^ 1), ..at }, b"x")],
-        "1/1/00",
-        None,
-    ),
-    (
-        "beyond the region",
-        |at| vec![tagged([0xc1, 0x40], RemoteAddress { to: at.to + SIZE as u64, ..at }, b"x")],
-        "1/1/01",
-        None,
-    ),
-    (
-        "a Read of a wrong STag",
-        |at| vec![read_request(1, RemoteAddress { stag: Stag(at.stag.0 ^ 1), ..at })],
-        "0/1/00",
-        None,
-    ),
-    (
-        "a Read beyond the region",
-        |at| vec![read_request(1, RemoteAddress { to: at.to + SIZE as u64, ..at })],
-        "0/1/01",
-        None,
-    ),
-    ("a Read Request's MSN", |at| vec![read_request(2, at)], "1/2/03", None),
-    ("more than a Read Request", |at| vec![[read_request(1, at), vec![0]].concat()], "1/2/05", Some(None)),
-    (
-        "an answer that nobody asked for",
-        |at| vec![tagged([0xc1, 0x42], at, b"x")],
-        "1/1/00",
-        Some(Some("1/0/00")),
-    ),
-    (
-        "another opcode in the middle of a message",
-        |_| vec![untagged([0x01, 0x43], 0, 2, 0, b"four"), untagged([0x41, 0x45], 0, 2, 4, b"x")],
-        "0/2/06",
-        Some(None),
-    ),
-];
-
-async fn by_hand(to: SocketAddr, siw: bool) {
-    for (what, segments, rfc, deviation) in CASES {
-        let expected = match deviation {
-            Some(deviation) if siw => *deviation,
-            _ => Some(*rfc),
-        };
-        let (mut peer, at) = hand_shake(to).await;
-        let bytes: Vec<u8> = segments(at).iter().flat_map(|segment| framed(segment)).collect();
-        expect(&mut peer, &bytes, what, expected).await;
-    }
-    let (mut peer, _) = hand_shake(to).await;
-    let mut bytes = framed(&untagged([0x41, 0x43], 0, 2, 0, b"x"));
-    *bytes.last_mut().unwrap() ^= 1;
-    expect(&mut peer, &bytes, "a bad CRC", Some("2/0/02")).await;
-    let (mut peer, _) = hand_shake(to).await;
-    // siw looks at a length when it has as many bytes as a header has.
-    let short = [framed(&[0x41, 0x43, 0, 0, 0]), vec![0; 64]].concat();
-    expect(&mut peer, &short, "a segment without a whole header", Some("2/0/03")).await;
-    let (mut peer, _) = hand_shake(to).await;
-    peer.write_all(&framed(&untagged([0x41, 0x43], 0, 2, 0, b"stop"))).await.unwrap();
-    peer.shutdown().await.unwrap();
-    let mut rest = Vec::new();
-    let _ = soon(peer.read_to_end(&mut rest)).await;
-}
-
-/// Connects, says hello, and hears where the server's region is.
-async fn hand_shake(to: SocketAddr) -> (TcpStream, RemoteAddress) {
-    let mut peer = soon(async {
-        loop {
-            match TcpStream::connect(to).await {
-                Ok(peer) => return peer,
-                Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
-            }
-        }
-    })
-    .await;
-    peer.set_nodelay(true).unwrap();
-    let mut request = b"MPA ID Req Frame".to_vec();
-    request.extend_from_slice(&[0x50, 2, 0, 4, 0, 16, 0, 16]);
-    peer.write_all(&request).await.unwrap();
-    let mut reply = [0; 20];
-    soon(peer.read_exact(&mut reply)).await.unwrap();
-    assert_eq!((&reply[..16], reply[16] & 0x60, reply[17]), (&b"MPA ID Rep Frame"[..], 0x40, 2));
-    let mut data = vec![0; usize::from(u16::from_be_bytes([reply[18], reply[19]]))];
-    soon(peer.read_exact(&mut data)).await.unwrap();
-    peer.write_all(&framed(&untagged([0x41, 0x43], 0, 1, 0, &[0; 12]))).await.unwrap();
-    let mut answer = vec![0; fpdu::size(18 + 36)];
-    soon(peer.read_exact(&mut answer)).await.unwrap();
-    let fpdu = Fpdu::split(&answer).unwrap();
-    assert!(fpdu.crc_is_good());
-    let regions = Segment::decode(fpdu.ulpdu()).unwrap().payload.to_vec();
-    (peer, RemoteAddress { stag: Stag(word(&regions, 0)), to: long(&regions, 4) })
-}
-
-async fn expect(peer: &mut TcpStream, bytes: &[u8], what: &str, expected: Option<&str>) {
-    peer.write_all(bytes).await.unwrap();
-    let mut answer = Vec::new();
-    // siw may reset what it closes.
-    let _ = soon(peer.read_to_end(&mut answer)).await;
-    let told = Fpdu::split(&answer).map(|fpdu| {
-        assert!(fpdu.crc_is_good(), "{what}");
-        let segment = Segment::decode(fpdu.ulpdu()).unwrap();
-        assert_eq!(segment.opcode, Opcode::Terminate, "{what}");
-        let Terminate { code, or, .. } = Terminate::decode(segment.payload).unwrap();
-        let text = |code: Code| format!("{}/{}/{:02x}", code.layer, code.error_type, code.code);
-        // Without a quoted header some codes mean one thing in the RFC's bit order and another in siw's.
-        match or.map(text) {
-            Some(other) if expected == Some(other.as_str()) => other,
-            _ => text(code),
-        }
-    });
-    println!("{what}: {told:?}");
-    assert_eq!(told.as_deref(), expected, "{what}");
 }

@@ -4,6 +4,7 @@
 #![cfg(feature = "verbs")]
 
 mod battery;
+mod by_hand;
 mod guest;
 mod interoperation;
 mod judge;
