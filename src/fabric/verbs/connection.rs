@@ -1,5 +1,6 @@
 //! What users hold of a connection, and what it shares with the connection's task.
 
+use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -31,9 +32,14 @@ pub(super) struct Shared {
     ended: watch::Sender<Option<FabricError>>,
 }
 
+/// Work that waits for the peer to have spoken.
+type Held = Box<dyn FnOnce(&QueuePair, &mut Operations) + Send>;
+
 struct State {
     /// Until the connection has ended.
     pair: Option<QueuePair>,
+    /// What is posted, while it must not be sent yet.
+    held: Option<VecDeque<Held>>,
     operations: Operations,
     receives: Receives,
     inbox: Inbox,
@@ -55,9 +61,19 @@ pub(super) struct Progress {
     pub(super) closing: bool,
     /// Nothing that was posted is under way.
     pub(super) idle: bool,
+    /// What is posted is held back.
+    pub(super) holding: bool,
 }
 
 impl State {
+    /// Posts what was held back.
+    fn release(&mut self) {
+        let (Some(pair), Some(held)) = (&self.pair, self.held.take()) else { return };
+        for post in held {
+            post(pair, &mut self.operations);
+        }
+    }
+
     fn replenish(&mut self) {
         let Some(pair) = &self.pair else { return };
         if self.flushed {
@@ -70,18 +86,22 @@ impl State {
 
     /// Takes in all that has completed.
     fn drain(&mut self) {
-        let Some(pair) = &self.pair else { return };
         loop {
+            let Some(pair) = &self.pair else { return };
             let (operations, receives, inbox) = (&mut self.operations, &mut self.receives, &mut self.inbox);
             let (failure, flushed) = (&mut self.failure, &mut self.flushed);
+            let mut spoken = false;
             let taken = pair.completions().poll(|completion| {
                 if Receives::is_receive(&completion) {
                     match receives.take(&completion) {
-                        Arrival::Message(message) => inbox.deliver(Received {
-                            message,
-                            invalidated: completion.invalidated.map(Stag),
-                            solicited: false,
-                        }),
+                        Arrival::Message(message) => {
+                            spoken = true;
+                            inbox.deliver(Received {
+                                message,
+                                invalidated: completion.invalidated.map(Stag),
+                                solicited: false,
+                            });
+                        }
                         Arrival::Flushed => *flushed = true,
                         Arrival::Failed(error) => drop(failure.get_or_insert(error)),
                     }
@@ -93,22 +113,29 @@ impl State {
                     }
                 }
             });
-            match taken {
-                Ok(0) => return,
-                Ok(_) => {}
+            let count = match taken {
+                Ok(count) => count,
                 Err(error) => {
                     self.failure.get_or_insert_with(|| FabricError::io("ibv_poll_cq", error));
                     return;
                 }
+            };
+            if spoken {
+                self.release();
+            }
+            if count == 0 {
+                return;
             }
         }
     }
 }
 
 impl Shared {
-    pub(super) fn new(pair: QueuePair, receives: Receives, depth: usize) -> Self {
+    /// With `hold`, what is posted is sent only once the peer has spoken, or [`release`](Self::release) is called.
+    pub(super) fn new(pair: QueuePair, receives: Receives, depth: usize, hold: bool) -> Self {
         let state = State {
             pair: Some(pair),
+            held: hold.then(VecDeque::new),
             operations: Operations::new(depth),
             receives,
             inbox: Inbox::default(),
@@ -136,8 +163,14 @@ impl Shared {
             failure: state.failure.clone(),
             flushed: state.flushed,
             closing: state.closing,
-            idle: state.operations.is_empty(),
+            idle: state.operations.is_empty() && state.held.as_ref().is_none_or(VecDeque::is_empty),
+            holding: state.held.is_some(),
         }
+    }
+
+    /// For the task: nothing is held back any more.
+    pub(super) fn release(&self) {
+        self.lock().release();
     }
 
     /// For the task: disconnects.
@@ -156,6 +189,8 @@ impl Shared {
             }
             state.drain();
             state.ended = Some(reason.clone());
+            // Whoever waits for what was never posted hears that it is closed.
+            state.held = None;
             (state.pair.take(), state.operations.end(reason))
         };
         // After this the device touches nothing of what the operations keep.
@@ -167,7 +202,7 @@ impl Shared {
         self.ended.send_replace(Some(reason.clone()));
     }
 
-    fn post(&self, post: impl FnOnce(&QueuePair, &mut Operations, Waiter)) -> Completion {
+    fn post(&self, post: impl FnOnce(&QueuePair, &mut Operations, Waiter) + Send + 'static) -> Completion {
         let mut state = self.lock();
         let state = &mut *state;
         let error = match (&state.ended, &state.failure) {
@@ -179,7 +214,13 @@ impl Shared {
             return failed(error.unwrap_or(FabricError::Closed));
         };
         let (waiter, result) = oneshot::channel();
-        post(pair, &mut state.operations, waiter);
+        match &mut state.held {
+            None => post(pair, &mut state.operations, waiter),
+            Some(held) if held.len() < state.operations.depth() => {
+                held.push_back(Box::new(move |pair, operations| post(pair, operations, waiter)));
+            }
+            Some(held) => return failed(Operations::full(held.len())),
+        }
         Box::pin(async move { result.await.unwrap_or(Err(FabricError::Closed)) })
     }
 
@@ -259,12 +300,12 @@ impl VerbsConnection {
         offset: usize,
         length: usize,
         remote: RemoteAddress,
-        post: impl Fn(&QueuePair, u64, Place, Remote) -> std::io::Result<()>,
+        post: impl Fn(&QueuePair, u64, Place, Remote) -> std::io::Result<()> + Send + 'static,
     ) -> Completion {
         let part = self.max_message.min(MAX_PART);
         let count = length.div_ceil(part).max(1);
         let (address, key, keep) = (region.base() + offset as u64, region.local_key(), region.keep());
-        self.shared.post(|pair, operations, waiter| {
+        self.shared.post(move |pair, operations, waiter| {
             operations.post(verb, count, Some(keep), None, waiter, |number, index| {
                 let start = index * part;
                 // At most MAX_PART, which 32 bits hold.
@@ -281,9 +322,10 @@ impl VerbsConnection {
             return failed(FabricError::Invalid(format!("a message of {} bytes is too long", message.len())));
         }
         if message.len() <= INLINE {
-            return self.shared.post(|pair, operations, waiter| {
+            let message = message.clone();
+            return self.shared.post(move |pair, operations, waiter| {
                 operations
-                    .post("send", 1, None, None, waiter, |number, _| pair.post_send_inline(number, message));
+                    .post("send", 1, None, None, waiter, |number, _| pair.post_send_inline(number, &message));
             });
         }
         let memory = Arc::new(Owned::new(message.to_vec()));
@@ -296,7 +338,7 @@ impl VerbsConnection {
             length: u32::try_from(message.len()).unwrap_or(u32::MAX),
             key: copy.local_key(),
         };
-        self.shared.post(|pair, operations, waiter| {
+        self.shared.post(move |pair, operations, waiter| {
             operations.post("send", 1, None, Some(copy), waiter, |number, _| pair.post_send(number, place));
         })
     }

@@ -14,6 +14,10 @@ use crate::fabric::FabricError;
 /// Bounds an orderly close: what is posted must be done by then, and the peer must have answered.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// How long siw's accepting side holds back what it posts if no message comes: the connecting side has long taken the reply
+/// by then.
+const HOLD: Duration = Duration::from_secs(1);
+
 /// Drives one connection. Dropping it (with the runtime) ends the connection.
 pub(super) struct Driver {
     pub(super) shared: Arc<Shared>,
@@ -26,7 +30,7 @@ enum Woken {
     Event(io::Result<Event>),
     Completed(io::Result<()>),
     Poked,
-    TooLate,
+    Late,
 }
 
 impl Driver {
@@ -39,6 +43,7 @@ impl Driver {
     async fn serve(&self) -> FabricError {
         let mut deadline = None;
         let mut disconnecting = false;
+        let release = Instant::now() + HOLD;
         loop {
             let progress = self.shared.advance();
             if let Some(error) = progress.failure {
@@ -57,11 +62,17 @@ impl Driver {
                     self.shared.disconnect();
                 }
             }
-            match self.next(deadline).await {
+            if progress.holding && Instant::now() >= release {
+                self.shared.release();
+                continue;
+            }
+            let first = [deadline, progress.holding.then_some(release)].into_iter().flatten().min();
+            match self.next(first).await {
                 Woken::Completed(Ok(())) | Woken::Poked => {}
                 Woken::Completed(Err(error)) => return FabricError::io("ibv_get_cq_event", error),
                 Woken::Event(Err(error)) => return FabricError::io("rdma_get_cm_event", error),
-                Woken::TooLate => {
+                Woken::Late if deadline.is_none_or(|deadline| Instant::now() < deadline) => {}
+                Woken::Late => {
                     self.shared.disconnect();
                     return FabricError::TimedOut { verb: "disconnect", limit: CLOSE_TIMEOUT };
                 }
@@ -85,7 +96,7 @@ impl Driver {
     }
 
     async fn next(&self, deadline: Option<Instant>) -> Woken {
-        let too_late = async {
+        let late = async {
             match deadline {
                 Some(deadline) => sleep_until(deadline).await,
                 None => std::future::pending().await,
@@ -97,7 +108,7 @@ impl Driver {
             result = completed(&self.completions) => Woken::Completed(result),
             result = event(&self.events) => Woken::Event(result),
             () = self.shared.wake.notified() => Woken::Poked,
-            () = too_late => Woken::TooLate,
+            () = late => Woken::Late,
         }
     }
 }

@@ -15,7 +15,7 @@ use super::sys::{
     CmId, CompletionChannel, CompletionQueue, Depths, Event, EventChannel, EventKind, Offer, QueuePair, event,
 };
 use super::{Inner, VerbsPd, limits};
-use crate::fabric::{ConnectOptions, Connection, FabricError};
+use crate::fabric::{ConnectOptions, Connection, FabricError, FabricKind};
 
 /// Work requests of one connection that are posted and not complete, at most.
 const SEND_DEPTH: u32 = 1024;
@@ -54,7 +54,7 @@ pub(super) async fn connect(
             0 => offer.outbound_reads,
             allowed => offer.outbound_reads.min(allowed),
         };
-        prepared.established(answer.offer.private_data, outbound)
+        prepared.established(answer.offer.private_data, outbound, false)
     };
     bounded("connect", &options, setting_up).await
 }
@@ -99,7 +99,7 @@ pub(super) async fn accept(
         let prepared = Prepared::new(fabric, pd, id, &options)?;
         prepared.pair.pair()?.accept(&offer).map_err(|error| FabricError::io("accept", error))?;
         expect(&events, EventKind::Established).await?;
-        prepared.established(asked.private_data, offer.outbound_reads)
+        prepared.established(asked.private_data, offer.outbound_reads, fabric.kind == FabricKind::Siw)
     };
     bounded("accept", &options, setting_up).await
 }
@@ -216,6 +216,7 @@ impl Prepared {
         mut self,
         private_data: Vec<u8>,
         outbound_reads: u8,
+        hold: bool,
     ) -> Result<Arc<dyn Connection>, FabricError> {
         let address = |address: Option<SocketAddr>| {
             address.ok_or_else(|| FabricError::Protocol("the connection has no IP address".into()))
@@ -224,7 +225,7 @@ impl Prepared {
         let (local, peer) = (address(id.local_addr())?, address(id.peer_addr())?);
         let events = id.channel().clone();
         let Some((pair, receives)) = self.pair.0.take() else { return Err(FabricError::Closed) };
-        let shared = Arc::new(Shared::new(pair, receives, SEND_DEPTH as usize));
+        let shared = Arc::new(Shared::new(pair, receives, SEND_DEPTH as usize, hold));
         let driver = Driver { shared: shared.clone(), events, completions: self.completions };
         tokio::spawn(driver.run());
         Ok(Arc::new(VerbsConnection {

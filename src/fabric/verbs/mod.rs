@@ -9,8 +9,9 @@
 //!   TCP, and rxe only when it has something posted that is not acknowledged: whoever only waits for a message must bound
 //!   the wait.
 //! - A failed operation ends its connection, on siw also one that only named a local region that is gone.
-//! - siw does not hold back what the accepting side sends before it heard from the connecting side, though iWARP forbids
-//!   that, and its connecting side takes it for an error if it comes too early: let the connecting side speak first.
+//! - iWARP's connecting side must speak first, and siw's takes it for an error if it does not; but siw's accepting side does
+//!   not wait for it. So here that side holds back what is posted until a message has come, or for a second if the peer
+//!   only Writes and Reads, of which nobody is told.
 //! - Neither device takes a Send with Invalidate from a program: siw's library refuses it, and rxe invalidates only memory
 //!   windows and regions of the kernel's. It is [`FabricError::Unsupported`].
 //! - RoCE carries no length with private data: what arrives on rxe is padded with zeros to 56 bytes with a request, 196

@@ -56,6 +56,18 @@ impl Operations {
         Self { next: 0, queue: VecDeque::new(), outstanding: 0, depth }
     }
 
+    /// Work requests that may be outstanding.
+    pub(super) fn depth(&self) -> usize {
+        self.depth
+    }
+
+    /// What whoever posts too much is told.
+    pub(super) fn full(outstanding: usize) -> FabricError {
+        FabricError::Invalid(format!(
+            "{outstanding} operations are outstanding, the depth of the send queue: await completions"
+        ))
+    }
+
     /// Whether all that was posted has completed.
     pub(super) fn is_empty(&self) -> bool {
         self.queue.is_empty()
@@ -72,10 +84,7 @@ impl Operations {
         mut post: impl FnMut(u64, usize) -> std::io::Result<()>,
     ) {
         if self.outstanding + count > self.depth {
-            let _ = waiter.send(Err(FabricError::Invalid(format!(
-                "{} operations are outstanding, the depth of the send queue: await completions",
-                self.outstanding
-            ))));
+            let _ = waiter.send(Err(Self::full(self.outstanding)));
             return;
         }
         let mut posted = 0;

@@ -68,6 +68,23 @@ async fn reads_both_ways_at_once() {
 }
 
 #[tokio::test]
+async fn the_accepting_side_may_post_before_it_heard_anything() {
+    for _ in 0..5 {
+        let (a, b) = pair().await;
+        let sink = a.region(vec![0; 5], Access::REMOTE_WRITE);
+        let source = b.region(b"early".to_vec(), Access::LOCAL_READ);
+        let written = b.connection.write(&source, 0, 5, at(&sink, 0));
+        let early = b.connection.send(Bytes::from_static(b"held"));
+        soon(a.connection.send(Bytes::from_static(b"first"))).await.unwrap();
+        assert_eq!(soon(b.connection.receive()).await.unwrap().message, "first");
+        soon(written).await.unwrap();
+        soon(early).await.unwrap();
+        assert_eq!(soon(a.connection.receive()).await.unwrap().message, "held");
+        assert_eq!(sink.deregister().unwrap(), b"early");
+    }
+}
+
+#[tokio::test]
 async fn messages_of_every_size_go_both_ways() {
     let options = ConnectOptions { receive_size: 100_000, receive_depth: 4, ..ConnectOptions::default() };
     let (a, b) = pair_of(&*fabric(), options.clone(), options).await;

@@ -17,6 +17,8 @@ use tokio::io::unix::AsyncFd;
 mod cm;
 mod completion;
 mod device;
+#[cfg(test)]
+mod layout;
 mod memory;
 mod queue_pair;
 
