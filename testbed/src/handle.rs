@@ -44,8 +44,12 @@ impl LabHandle {
 
     /// Brings up a plan under a name that no other lab has.
     pub async fn up_plan(plan: &Plan) -> Result<Self, UpError> {
+        Self::up_with(plan, Options::new()?).await
+    }
+
+    /// Brings up a plan under a name that no other lab has, where and as the options say: in a guest, say.
+    pub async fn up_with(plan: &Plan, options: Options) -> Result<Self, UpError> {
         static COUNT: AtomicU32 = AtomicU32::new(0);
-        let options = Options::new()?;
         let (pid, count) = (std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
         let stem: String = plan.name.chars().take(30).collect();
         let name = format!("{stem}-{pid}-{count}").parse()?;

@@ -14,6 +14,8 @@ use std::time::Duration;
 
 use nix::unistd::geteuid;
 
+use crate::guest::console::end_of;
+
 /// The longest name of a lab, in bytes; it is also the host name inside.
 const MAX_NAME: usize = 63;
 
@@ -365,7 +367,7 @@ impl LabDir {
         let text = fs::read(self.log()).unwrap_or_default();
         let text = String::from_utf8_lossy(&text);
         let lines: Vec<&str> = text.lines().collect();
-        let tail = &lines[lines.len().saturating_sub(20)..];
+        let tail = end_of(&lines);
         if tail.is_empty() { "(the agent's log is empty)".to_owned() } else { tail.join("\n") }
     }
 }

@@ -10,6 +10,7 @@ use super::judge::Unreadable;
 use crate::LabHandle;
 use crate::agent::client::{ClientError, Command, Control, Output};
 use crate::agent::protocol::Exit;
+use crate::guest::choice::NoChoice;
 use crate::guest::host::{DownError, UpError};
 use crate::topology::{Plan, TopologyError};
 
@@ -31,6 +32,9 @@ pub enum BenchError {
         /// Which.
         program: String,
     },
+    /// The kernel that a guest needs is not there.
+    #[error(transparent)]
+    NoKernel(#[from] NoChoice),
     /// A lab could not be planned.
     #[error(transparent)]
     Topology(#[from] TopologyError),

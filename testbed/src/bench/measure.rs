@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use super::bed::{Bed, BenchError};
 use super::judge::{iperf3_goodput, ping_round_trips, quantile};
 use super::write::Measured;
-use super::{Figure, Row, Target};
+use super::{Figure, Row, Target, guest};
 use crate::topology::{self, Plan, Topology};
 
 /// The nominal rate of [`FAST`], in bits per second.
@@ -66,6 +66,8 @@ pub async fn run(figures: &[Figure], rounds: usize, progress: Progress<'_>) -> R
             Figure::SoftWrite => soft_write(rounds, progress).await?,
             Figure::Fetch => fetch(rounds, progress).await?,
             Figure::UpDown => up_down(rounds, progress).await?,
+            Figure::GuestReadyUml => guest::uml(rounds, progress).await?,
+            Figure::GuestReadyQemu => guest::qemu(rounds, progress).await?,
         });
     }
     Ok(rows)
@@ -274,7 +276,7 @@ async fn down(beds: impl IntoIterator<Item = Bed>) {
     }
 }
 
-fn median(values: &[f64]) -> f64 {
+pub(super) fn median(values: &[f64]) -> f64 {
     quantile(values, 0.5).unwrap_or(f64::NAN)
 }
 

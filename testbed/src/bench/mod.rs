@@ -4,6 +4,7 @@
 //! measured in turns (A B A B …) and the medians are compared, so that a noisy minute hits both.
 
 mod bed;
+mod guest;
 mod judge;
 mod measure;
 pub mod write;
@@ -29,6 +30,10 @@ pub enum Figure {
     Fetch,
     /// `up` and `down` of wan-10g.
     UpDown,
+    /// `up` of wan-10g in a User-Mode Linux guest, against a second.
+    GuestReadyUml,
+    /// `up` of wan-10g in a QEMU guest, against a UML guest.
+    GuestReadyQemu,
 }
 
 /// A figure, measured.

@@ -54,10 +54,22 @@ impl Args {
         let mut all = Vec::new();
         let mut out = std::io::stdout().lock();
         for figure in figures {
-            let rows = block_on(async {
-                bench::run(&[*figure], self.rounds.into(), &progress).await.map_err(Failure::from)
-            });
-            let rows = rows.inspect_err(|_| bar.finish_and_clear())?;
+            let measured =
+                block_on(async { Ok(bench::run(&[*figure], self.rounds.into(), &progress).await) })?;
+            let rows = match measured {
+                Ok(rows) => rows,
+                // Of all figures, those that cannot be had here are left out.
+                Err(BenchError::NoKernel(no)) if self.figures.is_empty() => {
+                    let name = figure.to_possible_value();
+                    let name = name.as_ref().map_or("", |value| value.get_name());
+                    bar.suspend(|| eprintln!("SKIP {name}: {no}; {}", no.help));
+                    continue;
+                }
+                Err(error) => {
+                    bar.finish_and_clear();
+                    return Err(error.into());
+                }
+            };
             if !global.json {
                 bar.suspend(|| {
                     for row in &rows {
@@ -83,6 +95,7 @@ impl From<BenchError> for Failure {
             BenchError::NoJudge { program } => {
                 Self::with_help(Code::Machine, message, install_command(&program))
             }
+            BenchError::NoKernel(error) => error.into(),
             BenchError::Topology(error) => error.into(),
             BenchError::Up(error) => error.into(),
             BenchError::Down(error) => error.into(),

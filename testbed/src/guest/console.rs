@@ -10,6 +10,9 @@ use tokio::io::{AsyncRead, AsyncReadExt as _};
 /// Bytes that are kept.
 const KEPT: usize = 16 << 10;
 
+/// What the line begins with that says why a kernel panicked (kernel/panic.c).
+const PANIC: &str = "Kernel panic - not syncing";
+
 /// Lines that go into a message.
 const SHOWN: usize = 20;
 
@@ -67,10 +70,23 @@ impl Console {
             line.trim_end().chars().filter(|c| !c.is_control() || *c == '\t').collect()
         };
         let lines: Vec<String> = text.lines().map(clean).filter(|line| !line.is_empty()).collect();
-        match &lines[lines.len().saturating_sub(SHOWN)..] {
+        let lines: Vec<&str> = lines.iter().map(String::as_str).collect();
+        match &end_of(&lines)[..] {
             [] => "(the console is empty)".to_owned(),
             shown => shown.join("\n"),
         }
+    }
+}
+
+/// The last lines of a console or of a log that has one; before them the line that says why a kernel panicked, which a
+/// dump of its stack follows.
+pub(crate) fn end_of<'a>(lines: &[&'a str]) -> Vec<&'a str> {
+    let (before, end) = lines.split_at(lines.len().saturating_sub(SHOWN));
+    match before.iter().rposition(|line| line.contains(PANIC)) {
+        Some(panic) if !end.iter().any(|line| line.contains(PANIC)) => {
+            [before[panic], "…"].into_iter().chain(end[2..].iter().copied()).collect()
+        }
+        _ => end.to_vec(),
     }
 }
 
@@ -84,6 +100,19 @@ mod tests {
     use std::io::{Read as _, Seek as _};
 
     use super::*;
+
+    #[test]
+    fn the_reason_of_a_panic_is_not_lost_behind_a_stack() {
+        let stack: Vec<String> = (0..30).map(|n| format!(" [<{n:08x}>] ? f")).collect();
+        let mut lines = vec!["booting", "Kernel panic - not syncing: out of memory"];
+        lines.extend(stack.iter().map(String::as_str));
+        let end = end_of(&lines);
+        assert_eq!(end.len(), SHOWN);
+        assert_eq!(end[..2], ["Kernel panic - not syncing: out of memory", "…"]);
+        assert_eq!(end.last(), lines.last());
+        assert_eq!(end_of(&lines[..3]), lines[..3]);
+        assert_eq!(end_of(&lines[2..]), lines[12..]);
+    }
 
     #[tokio::test]
     async fn only_the_end_is_kept_and_it_is_text() {

@@ -102,7 +102,9 @@ pub enum UpError {
     #[error("there is no `testbed` executable beside this one; set TESTBED_BIN to it")]
     NoProgram,
     /// A lab of this name is up, but it was made from something else.
-    #[error("lab `{lab}` is up, but it was made from another plan:\n{difference}")]
+    #[error(
+        "lab `{lab}` is up, but it was made differently, from another plan or on another kernel:\n{difference}"
+    )]
     Different {
         /// The lab.
         lab: LabName,

@@ -30,6 +30,17 @@ fn a_figure_has_a_value_a_reference_and_their_ratio() {
 }
 
 #[test]
+fn a_guest_that_cannot_be_measured_is_exit_code_3_with_what_mends_it() {
+    let empty = tempfile::tempdir().unwrap();
+    let mut bench = Command::new(env!("CARGO_BIN_EXE_testbed"));
+    bench.args(["bench", "guest-ready-uml"]).env("TESTBED_CACHE_DIR", empty.path());
+    let output = bench.output().unwrap();
+    assert_eq!(output.status.code(), Some(3));
+    let message = String::from_utf8(output.stderr).unwrap();
+    assert!(message.contains("testbed kernel build uml"), "{message}");
+}
+
+#[test]
 fn a_figure_that_is_none_is_exit_code_2_with_those_there_are() {
     let output = testbed(&["bench", "relay-thruput"]);
     assert_eq!(output.status.code(), Some(2));
