@@ -1,5 +1,5 @@
 //! A guest as a value: a kernel that is a child of ours, with the machine's files, a console and one line to it. What
-//! differs from one kind of machine to another is how it is started ([`super::uml`], [`super::qemu`]).
+//! differs from one kind of machine to another is how it is started (in `uml` and in `qemu`).
 
 use std::fs::File;
 use std::io::{self, Write as _};
