@@ -25,6 +25,8 @@ use crate::scenario::{Fabrics, Observation};
 #[derive(Clone, Debug)]
 pub struct Store {
     folder: PathBuf,
+    /// The part of a golden's time by which what is seen may be off.
+    times_within: f64,
 }
 
 /// One of a scenario's goldens.
@@ -89,7 +91,13 @@ pub enum GoldenError {
 impl Store {
     /// The snapshots beside the scenarios in `golden`.
     pub fn new(golden: &Path) -> Self {
-        Self { folder: golden.join("snapshots") }
+        Self { folder: golden.join("snapshots"), times_within: TOLERANCE_PART }
+    }
+
+    /// Lets times be off by this part of the golden's, 0 to 1, instead of [`TOLERANCE_PART`].
+    #[must_use]
+    pub fn times_within(self, part: f64) -> Self {
+        Self { times_within: part, ..self }
     }
 
     /// The file of a scenario's golden.
@@ -122,7 +130,10 @@ impl Store {
             let measured = snapshot::normal(&measured);
             let expected = snapshot::read(&file)?.map(|expected| snapshot::normal(&expected));
             let seen = match (&expected, golden) {
-                (Some(expected), Golden::Times(_)) => times::settle(expected, &measured, times::is_near),
+                (Some(expected), Golden::Times(_)) => {
+                    let is_near = |golden, seen| times::is_near(golden, seen, self.times_within);
+                    times::settle(expected, &measured, is_near)
+                }
                 _ => measured.clone(),
             };
             let outcome = match expected {

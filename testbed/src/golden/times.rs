@@ -9,8 +9,9 @@ use similar::{Algorithm, DiffOp, capture_diff_slices};
 /// How far a time may be from the golden's in any case, in microseconds.
 pub const TOLERANCE_US: u64 = 500;
 
-/// A time may also be off by one part in so many: a long transfer adds up what its packets differ by.
-pub const TOLERANCE_PART: u64 = 1000;
+/// A time may also be off by this part of the golden's, unless the scenario allows more: a long transfer adds up what its
+/// packets differ by.
+pub const TOLERANCE_PART: f64 = 0.001;
 
 /// The unit that each time in a golden ends in.
 const UNIT: &str = "ms";
@@ -22,9 +23,11 @@ pub(super) fn text(us: i64) -> String {
     format!("{sign}{}.{:03} {UNIT}", us / 1000, us % 1000)
 }
 
-/// Whether a time, in microseconds, counts as the golden's.
-pub(super) fn is_near(golden: i64, seen: i64) -> bool {
-    golden.abs_diff(seen) <= TOLERANCE_US.max(golden.unsigned_abs() / TOLERANCE_PART)
+/// Whether a time, in microseconds, counts as the golden's, of which it may be off by `part` (0 to 1).
+pub(super) fn is_near(golden: i64, seen: i64, part: f64) -> bool {
+    let off = golden.abs_diff(seen);
+    // Exact up to 2^53 us, which is 285 years.
+    off <= TOLERANCE_US || off as f64 <= golden.unsigned_abs() as f64 * part
 }
 
 /// What was seen, with the golden's times wherever they are near the golden's.
@@ -106,9 +109,11 @@ mod tests {
 
     #[test]
     fn half_a_millisecond_or_a_thousandth_is_near() {
+        let is_near = |golden, seen| super::is_near(golden, seen, TOLERANCE_PART);
         assert!(is_near(100_000, 100_500) && !is_near(100_000, 100_501));
         assert!(is_near(-3_000, -3_500) && !is_near(-3_000, -3_501));
         assert!(is_near(48_000_000, 47_952_000) && !is_near(48_000_000, 47_951_999));
+        assert!(super::is_near(1_000_000, 1_050_000, 0.05) && !super::is_near(1_000_000, 1_050_001, 0.05));
     }
 
     #[test]

@@ -32,6 +32,8 @@ pub struct Scenario {
     pub description: String,
     /// Bounds the whole of it.
     pub timeout: Duration,
+    /// The part of a golden's time, 0 to 1, by which a time on a virtual clock may be off, if it is not the usual one.
+    pub times_within: Option<f64>,
     /// Who serves.
     pub server: Server,
     /// Who asks.
@@ -169,6 +171,10 @@ impl Scenario {
             None => DEFAULT_TIMEOUT,
             Some(text) => parse_timeout(text.get_ref()).map_err(|e| fail(text.span(), e.message, e.help))?,
         };
+        let times_within = match &raw.times_within {
+            None => None,
+            Some(text) => Some(parse_part(text.get_ref()).map_err(|m| fail(text.span(), m, None))?),
+        };
         let mut files: Vec<Body> = Vec::new();
         for file in raw.server.file {
             let path = PathBuf::from(file.path.get_ref());
@@ -222,6 +228,7 @@ impl Scenario {
             file: file.to_owned(),
             description: raw.description,
             timeout,
+            times_within,
             server: Server {
                 host: raw.server.host.unwrap_or_else(|| "server".to_owned()),
                 fabric: server_fabric,
@@ -293,6 +300,7 @@ impl Placeholders {
 struct RawScenario {
     description: String,
     timeout: Option<Spanned<String>>,
+    times_within: Option<Spanned<String>>,
     server: RawServer,
     client: RawClient,
 }
@@ -369,9 +377,26 @@ fn parse_timeout(text: &str) -> Result<Duration, UnitError> {
     Ok(duration)
 }
 
+fn parse_part(text: &str) -> Result<f64, String> {
+    let number = text.trim().strip_suffix('%').and_then(|number| number.trim().parse::<f64>().ok());
+    let percent = number.filter(|percent| (0.0..=100.0).contains(percent));
+    percent
+        .map(|percent| percent / 100.0)
+        .ok_or_else(|| format!("{text:?} is no percentage, such as \"5 %\""))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_part_is_a_percentage() {
+        assert_eq!(parse_part("10 %"), Ok(0.1));
+        assert_eq!(parse_part("0.5%"), Ok(0.005));
+        for bad in ["", "%", "10", "-1 %", "101 %", "nan %", "a %"] {
+            assert!(parse_part(bad).unwrap_err().contains("is no percentage"), "{bad}");
+        }
+    }
 
     const GOOD: &str = r#"
 description = "a GET"

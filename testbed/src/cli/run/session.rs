@@ -317,7 +317,10 @@ impl Session<'_> {
             Err(error) => return Ok(lacking(error)),
         };
         let violations = observation.violations();
-        let store = Store::new(self.library.folder());
+        let mut store = Store::new(self.library.folder());
+        if let Some(part) = job.scenario.times_within {
+            store = store.times_within(part);
+        }
         let bad = |error: crate::golden::GoldenError| Failure::new(Code::Usage, error.to_string());
         let source = Path::new("golden").join(job.scenario.file.file_name().unwrap_or_default());
         let comparisons = store.compare(&observation, &source, &job.scenario.description).map_err(bad)?;
