@@ -83,7 +83,8 @@ impl Library {
                 files.push(path);
             }
         }
-        files.sort();
+        // By name, not by file: `.` would come after `-`.
+        files.sort_by(|a, b| a.file_stem().cmp(&b.file_stem()));
         let mut scenarios = Vec::new();
         for file in files {
             let length = fs::metadata(&file).map_err(unreadable(&file))?.len();
@@ -130,12 +131,12 @@ mod tests {
     #[test]
     fn a_directory_is_read_in_order() {
         let folder = tempfile::tempdir().unwrap();
-        for name in ["b.toml", "a.toml", "README.md"] {
+        for name in ["b.toml", "a-b.toml", "a.toml", "README.md"] {
             fs::write(folder.path().join(name), GOOD).unwrap();
         }
         let library = Library::open(Some(folder.path())).unwrap();
         let names: Vec<&str> = library.scenarios().iter().map(|s| s.name.as_str()).collect();
-        assert_eq!(names, ["a", "b"]);
+        assert_eq!(names, ["a", "a-b", "b"]);
         assert!(library.is_writable());
     }
 

@@ -342,7 +342,7 @@ fn what_makes_no_sense_is_refused_before_a_lab_is_made() {
             assert!(bench.expect(3, &["wan-10g", "--fabric", fabric]).contains("--features verbs"));
         }
     }
-    assert!(bench.expect(4, &["wan-10g", "put-*"]).contains("no scenario was chosen"));
+    assert!(bench.expect(4, &["wan-10g", "nothing-*"]).contains("no scenario was chosen"));
     bench.edit("get-empty.toml", |file| file.replacen("target", "tagret", 1));
     let said = bench.expect(2, &["wan-10g"]);
     assert!(said.contains("get-empty.toml:8:1: unknown field `tagret`"), "{said}");
