@@ -221,6 +221,8 @@ fn a_guest_that_panics_is_told_of_by_every_verb() {
     let script = "echo 1 > /proc/sys/vm/panic_on_oom; exec tail /dev/zero";
     let said = labs.expect(1, ["exec", "client", "--", "sh", "-c", script]);
     assert!(said.contains("in the middle of this") && said.contains("Kernel panic"), "{said}");
+    // Its keeper still has to tidy up.
+    labs.assert_nothing_lives();
     for args in [&["exec", "client", "--", "true"][..], &["capture", "stop", "cable"], &["shell", "client"]] {
         let said = labs.expect(1, args);
         assert!(said.contains("is dead") && said.contains("Kernel panic"), "{args:?}: {said}");
