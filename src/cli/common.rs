@@ -102,14 +102,31 @@ impl Common {
         }
     }
 
-    /// Opens the fabric. The error is for the user; with it the program ends with [`NO_FABRIC`].
-    pub(super) fn open_fabric(&self) -> Result<Arc<dyn Fabric>, String> {
-        match self.fabric {
-            FabricName::Soft => Ok(Arc::new(SoftFabric::new(SoftOptions::default()))),
+    /// Opens the fabric, and makes sure that it can do what `--memory` wants. The error is the program's exit code, and what
+    /// the user reads.
+    pub(super) fn open_fabric(&self) -> Result<Arc<dyn Fabric>, (u8, String)> {
+        let fabric = match self.fabric {
+            FabricName::Soft => Ok(Arc::new(SoftFabric::new(SoftOptions::default())) as Arc<dyn Fabric>),
             FabricName::Siw => kernel_fabric(FabricKind::Siw),
             FabricName::Rxe => kernel_fabric(FabricKind::Rxe),
-        }
+        };
+        let fabric = fabric.map_err(|error| (NO_FABRIC, error))?;
+        check_memory(self.memory, &*fabric).map_err(|error| (USAGE, error))?;
+        Ok(fabric)
     }
+}
+
+/// Whether a fabric can do what `--memory` wants; the error is for the user.
+fn check_memory(memory: MemoryName, fabric: &dyn Fabric) -> Result<(), String> {
+    if memory != MemoryName::Sendfile {
+        return Ok(());
+    }
+    fabric.registers_files().map_err(|error| {
+        format!(
+            "--memory sendfile: {} cannot do it: {error}; --memory dynamic works everywhere",
+            fabric.kind()
+        )
+    })
 }
 
 #[cfg(feature = "verbs")]
@@ -193,7 +210,46 @@ pub(super) fn bytes(text: &str) -> Result<u64, String> {
 
 #[cfg(test)]
 mod tests {
+    use std::net::SocketAddr;
+
     use super::*;
+    use crate::fabric::{BoxFuture, ConnectOptions, Connection, FabricError, Listener, Pd};
+
+    /// A fabric that registers no files.
+    struct Bare(SoftFabric);
+
+    impl Fabric for Bare {
+        fn kind(&self) -> FabricKind {
+            FabricKind::Rxe
+        }
+        fn allocate_pd(&self) -> Result<Pd, FabricError> {
+            self.0.allocate_pd()
+        }
+        fn listen(&self, address: SocketAddr) -> BoxFuture<'_, Result<Box<dyn Listener>, FabricError>> {
+            self.0.listen(address)
+        }
+        fn connect(
+            &self,
+            pd: &Pd,
+            to: SocketAddr,
+            options: ConnectOptions,
+        ) -> BoxFuture<'_, Result<Arc<dyn Connection>, FabricError>> {
+            self.0.connect(pd, to, options)
+        }
+    }
+
+    #[test]
+    fn a_fabric_that_cannot_register_files_is_said_before_anything_is_done() {
+        let soft = SoftFabric::new(SoftOptions::default());
+        assert_eq!(check_memory(MemoryName::Sendfile, &soft), Ok(()));
+        let bare = Bare(soft);
+        assert_eq!(check_memory(MemoryName::Static, &bare), Ok(()));
+        let error = check_memory(MemoryName::Sendfile, &bare).unwrap_err();
+        assert!(
+            error.contains("--memory sendfile: rxe cannot do it: this fabric registers no files"),
+            "{error}"
+        );
+    }
 
     #[test]
     fn quantities_parse() {

@@ -13,7 +13,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method};
 use serde::Serialize;
 use url::Url;
 
-use super::common::{Common, NO_FABRIC, OnOff, Signals, USAGE, block_on, bytes, parse, seconds};
+use super::common::{Common, OnOff, Signals, USAGE, block_on, bytes, parse, seconds};
 use super::output::Output;
 use super::progress::Progress;
 use super::verbose::Verbose;
@@ -359,7 +359,7 @@ impl Args {
             ..Options::default()
         };
         let fabric = (self.mode != ModeName::Plain).then(|| self.common.open_fabric()).transpose();
-        let fabric = fabric.map_err(|error| Failure(NO_FABRIC, error))?;
+        let fabric = fabric.map_err(|(code, error)| Failure(code, error))?;
         let client = Client::new(fabric, options, recorder.clone());
         Ok(if self.verbose { client.with_observer(Arc::new(Verbose)) } else { client })
     }

@@ -11,7 +11,7 @@ use ipnet::IpNet;
 use tokio::net::TcpListener;
 use tower::Layer;
 
-use super::common::{Common, NO_FABRIC, OnOff, Signals, USAGE, block_on, bytes, parse, seconds};
+use super::common::{Common, OnOff, Signals, USAGE, block_on, bytes, parse, seconds};
 use crate::events::{Event, Recorder};
 use crate::server::{Files, RdmaConfig, RdmaLayer, ServeOptions, serve};
 
@@ -29,7 +29,8 @@ Examples:
 
 It prints where it listens. SIGTERM and SIGINT let requests under way finish; a second one ends it at once.
 
-Exit codes: 0 stopped by a signal, 1 it could not start, 2 wrong usage, 3 the fabric of --fabric is not there,
+Exit codes: 0 stopped by a signal, 1 it could not start, 2 wrong usage or a --memory
+that the fabric cannot do, 3 the fabric of --fabric is not there,
 130 and 143 ended by a second signal.
 
 Anybody who can reach the port can read every file under the directory, and with --allow-upload write there."
@@ -177,9 +178,9 @@ async fn run(args: &Args, recorder: Recorder) -> Result<ExitCode, String> {
     let mut signals = Signals::new().map_err(|error| format!("no signals: {error}"))?;
     let fabric = match args.common.open_fabric() {
         Ok(fabric) => fabric,
-        Err(error) => {
+        Err((code, error)) => {
             eprintln!("rdma-httpd: {error}");
-            return Ok(ExitCode::from(NO_FABRIC));
+            return Ok(ExitCode::from(code));
         }
     };
     let listener =

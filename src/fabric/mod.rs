@@ -97,6 +97,15 @@ pub trait Fabric: Send + Sync + 'static {
         options: ConnectOptions,
     ) -> BoxFuture<'_, Result<Arc<dyn Connection>, FabricError>>;
 
+    /// Whether [`Pd::register_file`] can be used here, and without a copy of the file.
+    ///
+    /// # Errors
+    ///
+    /// [`FabricError::Unsupported`] or [`FabricError::Invalid`] with the reason, for the user.
+    fn registers_files(&self) -> Result<(), FabricError> {
+        Err(FabricError::Unsupported("this fabric registers no files"))
+    }
+
     /// The fabric as one that can turn a TCP connection which is there already into an RDMA connection; `None` where the
     /// kernel makes them.
     fn over_tcp(&self) -> Option<&dyn OverTcp> {

@@ -143,6 +143,10 @@ impl Fabric for SoftFabric {
         Ok(Pd::new(Arc::new(SoftPd { table: self.0.table.clone(), domain })))
     }
 
+    fn registers_files(&self) -> Result<(), FabricError> {
+        Ok(())
+    }
+
     fn listen(&self, address: SocketAddr) -> BoxFuture<'_, Result<Box<dyn Listener>, FabricError>> {
         Box::pin(async move {
             let listener = listener::SoftListener::bind(self.clone(), address).await?;

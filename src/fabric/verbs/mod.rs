@@ -31,6 +31,7 @@ mod connection;
 mod device;
 mod driver;
 mod establish;
+mod files;
 mod limits;
 mod listener;
 mod queue;
@@ -114,6 +115,10 @@ impl Fabric for VerbsFabric {
         let pd = sys::ProtectionDomain::new(self.0.context.clone())
             .map_err(|error| FabricError::io("ibv_alloc_pd", error))?;
         Ok(Pd::new(Arc::new(VerbsPd(pd, self.0.kind))))
+    }
+
+    fn registers_files(&self) -> Result<(), FabricError> {
+        files::check(&self.allocate_pd()?)
     }
 
     fn listen(&self, address: SocketAddr) -> BoxFuture<'_, Result<Box<dyn Listener>, FabricError>> {
