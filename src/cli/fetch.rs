@@ -1,24 +1,22 @@
 //! `rdma-fetch`: see `--help`.
 
+use std::collections::HashSet;
 use std::ffi::OsString;
-use std::io::{self, IsTerminal};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use clap::Parser;
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
-use serde::Serialize;
 use url::Url;
 
 use super::common::{Common, OnOff, Signals, USAGE, block_on, bytes, parse, seconds};
-use super::output::Output;
-use super::progress::Progress;
+use super::jobs::{self, Job, is_stdout, shown};
 use super::verbose::Verbose;
 use crate::channel::ReceiveError;
-use crate::client::{Advertise, Client, ClientError, Connect, Options, Response, Upload, Via};
+use crate::client::{Advertise, Client, ClientError, Connect, Options, Pool, PoolOptions};
 use crate::events::{Event, Recorder};
 use crate::flow::FlowError;
 use crate::header::Mode;
@@ -33,6 +31,7 @@ Examples:
   rdma-fetch http://10.0.0.1:8080/data.bin
   rdma-fetch http://10.0.0.1:8080/data.bin -o - | sha256sum
   rdma-fetch -v --json --require-rdma http://10.0.0.1:8080/data.bin -o /dev/null
+  rdma-fetch -j 4 http://10.0.0.1:8080/part-{1,2,3,4,5,6,7,8}.bin
 
 A file appears only once it is whole. Any HTTP server will do: one that knows no RDMA sends the body over TCP.
 
@@ -51,14 +50,31 @@ Exit codes (curl's, where it has one):
   60  the body came over TCP, with --require-rdma
  130, 143  ended by SIGINT, SIGTERM"
 )]
-struct Args {
-    /// What to fetch: http://HOST[:PORT]/PATH
-    #[arg(value_name = "URL", env = "RDMA_FETCH_URL")]
-    url: String,
+pub(super) struct Args {
+    /// What to fetch: http://HOST[:PORT]/PATH. Several are fetched one after the other on one connection, or --parallel at
+    /// once
+    #[arg(value_name = "URL", required = true, env = "RDMA_FETCH_URL")]
+    url: Vec<String>,
 
-    /// Write to FILE, or to standard output for -; by default a file named as the URL's last part
+    /// Write to FILE, or to standard output for -; by default a file named as the URL's last part. The n-th is for the n-th
+    /// URL
     #[arg(short, long, value_name = "FILE", env = "RDMA_FETCH_OUTPUT")]
-    output: Option<PathBuf>,
+    output: Vec<PathBuf>,
+
+    /// URLs at once, and so connections to one server
+    #[arg(
+        short = 'j',
+        long,
+        value_name = "N",
+        default_value = "1",
+        value_parser = clap::value_parser!(u16).range(1..=1024),
+        env = "RDMA_FETCH_PARALLEL"
+    )]
+    pub(super) parallel: u16,
+
+    /// Bytes registered at once by all connections; who finds no room waits for its turn
+    #[arg(long, value_name = "BYTES", default_value = "1GiB", value_parser = bytes, env = "RDMA_FETCH_MAX_REGISTERED")]
+    max_registered: u64,
 
     /// Who moves the bytes: auto (server-writes for a download, client-writes for an upload), one of the four modes, or plain
     /// (TCP only). A mode for the other direction offers nothing
@@ -72,7 +88,7 @@ struct Args {
 
     /// Send FILE, with PUT unless -X says POST
     #[arg(short = 'T', long, value_name = "FILE", env = "RDMA_FETCH_UPLOAD_FILE")]
-    upload_file: Option<PathBuf>,
+    pub(super) upload_file: Option<PathBuf>,
 
     /// The method: GET or HEAD; with --upload-file PUT or POST
     #[arg(short = 'X', long, value_name = "METHOD", env = "RDMA_FETCH_REQUEST")]
@@ -95,11 +111,11 @@ struct Args {
 
     /// Fail if the body comes over TCP
     #[arg(long, env = "RDMA_FETCH_REQUIRE_RDMA")]
-    require_rdma: bool,
+    pub(super) require_rdma: bool,
 
     /// Fail on an HTTP error (status 400 and above), and write nothing
     #[arg(short, long, env = "RDMA_FETCH_FAIL")]
-    fail: bool,
+    pub(super) fail: bool,
 
     /// Bytes of the region that is offered for a body; a longer body is written round and round in it
     #[arg(long, value_name = "BYTES", default_value = "64MiB", value_parser = bytes, env = "RDMA_FETCH_MAXLEN")]
@@ -111,15 +127,15 @@ struct Args {
 
     /// Print heads and remarks to standard error
     #[arg(short, long, env = "RDMA_FETCH_VERBOSE")]
-    verbose: bool,
+    pub(super) verbose: bool,
 
     /// Show no progress
     #[arg(short, long, env = "RDMA_FETCH_QUIET")]
-    quiet: bool,
+    pub(super) quiet: bool,
 
     /// Print a summary as JSON to standard output (to standard error with -o - or --events -)
     #[arg(long, env = "RDMA_FETCH_JSON")]
-    json: bool,
+    pub(super) json: bool,
 
     /// How long looking up the name and connecting may take
     #[arg(
@@ -145,7 +161,7 @@ struct Args {
     advertise: Option<Advertise>,
 
     #[command(flatten)]
-    common: Common,
+    pub(super) common: Common,
 }
 
 #[derive(clap::ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
@@ -165,25 +181,9 @@ enum ConnectName {
     Client,
 }
 
-/// What `--json` prints.
-#[derive(Serialize)]
-struct Summary<'a> {
-    url: &'a str,
-    status: u16,
-    /// `rdma` or `tcp`.
-    via: &'static str,
-    mode: Option<&'static str>,
-    /// Why not RDMA, if it was offered.
-    fallback: Option<String>,
-    bytes: u64,
-    sha256: Option<String>,
-    output: String,
-    /// Until the body was there.
-    seconds: f64,
-}
-
 /// A failure: its exit code and what the user reads.
-struct Failure(u8, String);
+#[derive(Debug)]
+pub(super) struct Failure(pub(super) u8, pub(super) String);
 
 /// Runs the program with `args` (the first is its own name) and returns its exit code.
 pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
@@ -191,8 +191,9 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Ok(args) => args,
         Err(code) => return code,
     };
-    let result = prepare(&args).and_then(|(url, output, recorder)| {
-        let fetched = block_on(fetch_or_signal(&args, &url, output, &recorder))
+    let args = Arc::new(args);
+    let result = prepare(&args).and_then(|(jobs, recorder)| {
+        let fetched = block_on(fetch_or_signal(&args, jobs, &recorder))
             .map_err(|error| Failure(1, format!("no runtime: {error}")))
             .and_then(|result| result);
         if let Err(Failure(_, error)) = &fetched {
@@ -210,131 +211,70 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
 }
 
 /// Checks all that can be checked before anything is sent.
-fn prepare(args: &Args) -> Result<(Url, PathBuf, Recorder), Failure> {
+fn prepare(args: &Args) -> Result<(Vec<Job>, Recorder), Failure> {
     let usage = |error: String| Failure(USAGE, error);
     args.common.start_log().map_err(usage)?;
-    let url = target(&args.url).map_err(usage)?;
-    let output = args.output.clone().unwrap_or_else(|| default_name(&url));
-    if is_stdout(&output) && args.common.events.as_deref().is_some_and(is_stdout) {
-        return Err(usage(
-            "standard output cannot take both the body (-o -) and the events (--events -)".into(),
-        ));
-    }
     if args.require_rdma && args.mode == ModeName::Plain {
         return Err(usage("--require-rdma and --mode plain contradict each other".into()));
     }
-    if !is_stdout(&output)
+    if args.output.len() > args.url.len() {
+        return Err(usage(format!("{} outputs for {} URLs", args.output.len(), args.url.len())));
+    }
+    let mut jobs: Vec<Job> = Vec::new();
+    let mut files = HashSet::new();
+    for (index, url) in args.url.iter().enumerate() {
+        let url = target(url).map_err(usage)?;
+        let output = args.output.get(index).cloned().unwrap_or_else(|| default_name(&url));
+        check_output(args, &output)?;
+        let device = std::fs::metadata(&output).is_ok_and(|metadata| !metadata.is_file());
+        if !device && !files.insert(output.clone()) {
+            return Err(usage(format!(
+                "two bodies would go to {}; -o may be given for each URL",
+                shown(&output)
+            )));
+        }
+        jobs.push(Job { url, output });
+    }
+    let recorder = args.common.recorder().map_err(|error| Failure(23, error))?;
+    Ok((jobs, recorder))
+}
+
+fn check_output(args: &Args, output: &Path) -> Result<(), Failure> {
+    if is_stdout(output) && args.common.events.as_deref().is_some_and(is_stdout) {
+        let both = "standard output cannot take both the body (-o -) and the events (--events -)";
+        return Err(Failure(USAGE, both.into()));
+    }
+    if !is_stdout(output)
         && let Some(parent) = output.parent().filter(|parent| !parent.as_os_str().is_empty())
         && let Err(error) = std::fs::metadata(parent)
     {
-        return Err(Failure(23, format!("cannot write {}: {error}", shown(&output))));
-    }
-    let recorder = args.common.recorder().map_err(|error| Failure(23, error))?;
-    Ok((url, output, recorder))
-}
-
-async fn fetch_or_signal(
-    args: &Args,
-    url: &Url,
-    output: PathBuf,
-    recorder: &Recorder,
-) -> Result<(), Failure> {
-    let mut signals = Signals::new().map_err(|error| Failure(1, format!("no signals: {error}")))?;
-    tokio::select! {
-        result = fetch(args, url, output, recorder) => result,
-        number = signals.next() => Err(Failure(128 + number, format!("ended by signal {number}"))),
-    }
-}
-
-async fn fetch(args: &Args, url: &Url, output: PathBuf, recorder: &Recorder) -> Result<(), Failure> {
-    let start = Instant::now();
-    let progress = Progress::new(!args.quiet && !args.verbose && io::stderr().is_terminal());
-    let client = args.client(recorder)?;
-    progress.waiting("connecting");
-    let host = url.host_str().unwrap_or_default();
-    let mut connection = client.connect(host, url.port_or_known_default().unwrap_or(80)).await?;
-    progress.waiting("waiting for the response, or receiving by RDMA,");
-    let target = &url[url::Position::BeforePath..url::Position::AfterQuery];
-    let response = match &args.upload_file {
-        None => connection.request(args.method(), target, args.headers()).await?,
-        Some(path) => {
-            let upload = Upload::open(path)
-                .map_err(|error| Failure(26, format!("cannot read {}: {error}", path.display())))?;
-            connection.upload(args.method(), target, args.headers(), &upload).await?
-        }
-    };
-    let received = receive(args, response, &output, &progress).await;
-    drop(progress);
-    // Also after a failure: an orderly close tells the server at once.
-    connection.close().await;
-    let mut summary = received?;
-    summary.url = url.as_str();
-    summary.seconds = start.elapsed().as_secs_f64();
-    if args.json {
-        let text = serde_json::to_string(&summary).map_err(|error| Failure(1, error.to_string()))?;
-        if is_stdout(&output) || args.common.events.as_deref().is_some_and(is_stdout) {
-            eprintln!("{text}");
-        } else {
-            println!("{text}");
-        }
+        return Err(Failure(23, format!("cannot write {}: {error}", shown(output))));
     }
     Ok(())
 }
 
-fn is_stdout(path: &Path) -> bool {
-    path.as_os_str() == "-"
+async fn fetch_or_signal(args: &Arc<Args>, jobs: Vec<Job>, recorder: &Recorder) -> Result<(), Failure> {
+    let mut signals = Signals::new().map_err(|error| Failure(1, format!("no signals: {error}")))?;
+    tokio::select! {
+        result = fetch(args, jobs, recorder) => result,
+        number = signals.next() => Err(Failure(128 + number, format!("ended by signal {number}"))),
+    }
 }
 
-fn shown(path: &Path) -> std::borrow::Cow<'_, str> {
-    if is_stdout(path) { "standard output".into() } else { path.to_string_lossy() }
-}
-
-/// Takes the body to where it belongs.
-async fn receive(
-    args: &Args,
-    response: Response,
-    target: &Path,
-    progress: &Progress,
-) -> Result<Summary<'static>, Failure> {
-    let Response { head, via, mut body } = response;
-    let status = head.status;
-    if args.fail && (status.is_client_error() || status.is_server_error()) {
-        return Err(Failure(22, format!("the server answered {status}")));
-    }
-    if let (true, Via::Tcp(reason)) = (args.require_rdma, &via) {
-        let why = reason.as_ref().map_or_else(|| "not offered".to_owned(), ToString::to_string);
-        return Err(Failure(60, format!("the body comes over TCP: {why}")));
-    }
-    let cannot = |error: io::Error| Failure(23, format!("cannot write {}: {error}", shown(target)));
-    let mut output = Output::open(target, args.json).map_err(cannot)?;
-    let (name, mode, fallback) = match via {
-        Via::Rdma(mode) => ("rdma", Some(mode.token()), None),
-        Via::Tcp(reason) => ("tcp", None, reason.map(|reason| reason.to_string())),
-    };
-    progress.body(body.length(), name);
-    let mut received = 0;
-    while let Some(piece) = body.next().await? {
-        received += piece.len() as u64;
-        progress.advance(piece.len());
-        // A disk or a pipe may be slow; the connections and signals are served meanwhile.
-        let written = tokio::task::spawn_blocking(move || output.write(&piece).map(|()| output)).await;
-        output = written.map_err(io::Error::other).and_then(|result| result).map_err(cannot)?;
-    }
-    let sha256 = output.finish().map_err(cannot)?;
-    Ok(Summary {
-        url: "",
-        status: status.as_u16(),
-        via: name,
-        mode,
-        fallback,
-        bytes: received,
-        sha256,
-        output: target.display().to_string(),
-        seconds: 0.0,
-    })
+async fn fetch(args: &Arc<Args>, jobs: Vec<Job>, recorder: &Recorder) -> Result<(), Failure> {
+    let pool = Pool::new(args.client(recorder)?, args.pool());
+    let fetched = jobs::run(args, jobs, &pool, recorder).await;
+    // Also after a failure: an orderly close tells the server at once.
+    pool.close().await;
+    fetched
 }
 
 impl Args {
+    fn pool(&self) -> PoolOptions {
+        let (per_origin, wait) = (usize::from(self.parallel), self.timeout);
+        PoolOptions { per_origin, wait, max_registered: self.max_registered, ..PoolOptions::default() }
+    }
+
     fn client(&self, recorder: &Recorder) -> Result<Client, Failure> {
         let options = Options {
             maxlen: self.maxlen,
@@ -364,7 +304,7 @@ impl Args {
         Ok(if self.verbose { client.with_observer(Arc::new(Verbose)) } else { client })
     }
 
-    fn method(&self) -> Method {
+    pub(super) fn method(&self) -> Method {
         match (&self.request, &self.upload_file, self.head) {
             (Some(method), ..) => method.clone(),
             (None, Some(_), _) => Method::PUT,
@@ -373,7 +313,7 @@ impl Args {
         }
     }
 
-    fn headers(&self) -> HeaderMap {
+    pub(super) fn headers(&self) -> HeaderMap {
         let mut headers = HeaderMap::new();
         let agent = concat!("rdma-fetch/", env!("CARGO_PKG_VERSION"));
         headers.insert(http::header::USER_AGENT, HeaderValue::from_static(agent));
@@ -401,6 +341,12 @@ impl From<ClientError> for Failure {
             }
             ClientError::ConnectTimedOut { .. } => {
                 return Self(28, format!("{error}; --connect-timeout may be raised"));
+            }
+            ClientError::Busy { .. } => {
+                return Self(28, format!("{error}; --max-registered or --timeout may be raised"));
+            }
+            ClientError::TooMuchMemory { .. } => {
+                return Self(USAGE, format!("{error}; lower --maxlen or raise --max-registered"));
             }
             ClientError::Request(_) => USAGE,
             ClientError::Field(_)

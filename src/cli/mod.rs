@@ -4,6 +4,7 @@ pub mod fetch;
 pub mod httpd;
 
 mod common;
+mod jobs;
 mod output;
 mod progress;
 mod verbose;

@@ -168,11 +168,14 @@ impl HttpConnection {
 
     /// Connects anew if the server has ended the HTTP connection: it may do so after any response.
     pub(super) async fn renew(&mut self) -> Result<(), ClientError> {
-        if self.sender.is_closed() {
-            self.endpoint.lock().await.close().await;
-            let (host, port) = (self.server.0.clone(), self.server.1);
-            *self = Self::open(self.client.clone(), &host, port).await?;
-        }
+        if self.sender.is_closed() { self.reopen().await } else { Ok(()) }
+    }
+
+    /// Connects anew, whatever the connection is like.
+    pub(super) async fn reopen(&mut self) -> Result<(), ClientError> {
+        self.endpoint.lock().await.close().await;
+        let (host, port) = (self.server.0.clone(), self.server.1);
+        *self = Self::open(self.client.clone(), &host, port).await?;
         Ok(())
     }
 

@@ -59,6 +59,26 @@ pub enum ClientError {
         /// The limit.
         limit: Duration,
     },
+    /// All that a pool may have was in use for too long.
+    #[error("{host}:{port}: no {what} of the pool became free within {limit:?}")]
+    Busy {
+        /// The server.
+        host: String,
+        /// Its port.
+        port: u16,
+        /// What was waited for.
+        what: &'static str,
+        /// The limit.
+        limit: Duration,
+    },
+    /// A pool may not register what a single connection takes.
+    #[error("a connection may register {one} bytes, and all together no more than {limit}")]
+    TooMuchMemory {
+        /// What one takes.
+        one: u64,
+        /// What all may have.
+        limit: u64,
+    },
     /// The request cannot be sent.
     #[error("the request cannot be sent: {0}")]
     Request(http::Error),

@@ -1,11 +1,12 @@
 //! The client library: requests whose bodies travel by RDMA where the server can, by TCP where it cannot.
 //!
 //! A [`Client`] holds settings and a fabric; an [`HttpConnection`] is one connection to one server, with the RDMA connection
-//! that belongs to it; a [`Response`] has a head and a [`Body`] that does not care how it came.
+//! that belongs to it; a [`Pool`] keeps connections, within limits; a [`Response`] has a head and a [`Body`] that does not care how it came.
 
 mod connection;
 mod endpoint;
 mod error;
+mod pool;
 mod response;
 mod route;
 mod upload;
@@ -23,6 +24,7 @@ use crate::memory::Strategy;
 
 pub use connection::HttpConnection;
 pub use error::ClientError;
+pub use pool::{Pool, PoolOptions};
 pub use response::{Body, Response, Via};
 pub use upload::Upload;
 
@@ -86,6 +88,16 @@ impl Default for Options {
 }
 
 impl Options {
+    /// Bytes that one connection may have registered at once: the region that is offered, or what is in flight; with a
+    /// strategy that keeps buffers those for what comes and for what goes.
+    pub fn registered_at_most(&self) -> u64 {
+        let flight = (self.chunk as u64).saturating_mul(self.window as u64);
+        match self.memory.keeps_buffers() {
+            true => self.maxlen.max(flight).saturating_add(flight),
+            false => self.maxlen.max(flight),
+        }
+    }
+
     fn limits(&self) -> Limits {
         Limits { chunk: self.chunk, window: self.window, stall: self.timeout }
     }

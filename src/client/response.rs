@@ -10,6 +10,7 @@ use tokio::sync::OwnedMutexGuard;
 
 use super::ClientError;
 use super::endpoint::Endpoint;
+use super::pool::Lease;
 use crate::events::{Event, Recorder};
 use crate::flow::{FlowError, Limits, Pull, Ring};
 use crate::header::{Mode, Reason};
@@ -41,6 +42,8 @@ pub struct Body {
     length: Option<u64>,
     received: u64,
     recorder: Recorder,
+    // After the source: that is done with the connection first.
+    lease: Option<Lease>,
 }
 
 #[derive(Debug)]
@@ -144,7 +147,7 @@ const PIECE: usize = 1 << 20;
 impl Body {
     pub(super) fn rdma(memory: Vec<u8>, recorder: Recorder) -> Self {
         let length = Some(memory.len() as u64);
-        Self { source: Source::Rdma(memory.into()), length, received: 0, recorder }
+        Self { source: Source::Rdma(memory.into()), length, received: 0, recorder, lease: None }
     }
 
     /// A body of `length` bytes that comes by RDMA while `incoming`, which is empty, lasts.
@@ -158,12 +161,32 @@ impl Body {
     ) -> Self {
         let http = Tcp { incoming, peer, timeout: limits.stall };
         let flow = Flow { coming, endpoint, limits, http, http_ended: false, whole: false };
-        Self { source: Source::Flow(Box::new(flow)), length: Some(length), received: 0, recorder }
+        Self {
+            source: Source::Flow(Box::new(flow)),
+            length: Some(length),
+            received: 0,
+            recorder,
+            lease: None,
+        }
     }
 
     pub(super) fn tcp(incoming: Incoming, peer: SocketAddr, timeout: Duration, recorder: Recorder) -> Self {
         let length = hyper::body::Body::size_hint(&incoming).exact();
-        Self { source: Source::Tcp(Tcp { incoming, peer, timeout }), length, received: 0, recorder }
+        Self {
+            source: Source::Tcp(Tcp { incoming, peer, timeout }),
+            length,
+            received: 0,
+            recorder,
+            lease: None,
+        }
+    }
+
+    /// Keeps a pool's connection in use until the body is over: at once if it is here already.
+    pub(super) fn hold(&mut self, lease: Lease) {
+        match self.source {
+            Source::Rdma(_) | Source::End => lease.give_back(),
+            Source::Flow(_) | Source::Tcp(_) => self.lease = Some(lease),
+        }
     }
 
     /// Bytes of the whole, where that is known.
@@ -189,6 +212,9 @@ impl Body {
             Some(piece) => self.received += piece.len() as u64,
             None => {
                 self.source = Source::End;
+                if let Some(lease) = self.lease.take() {
+                    lease.give_back();
+                }
                 let (via, length) = (via.to_owned(), self.received);
                 self.recorder.record(Event::BodyReceived { via, length });
             }

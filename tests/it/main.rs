@@ -8,6 +8,7 @@ mod curl;
 mod flows;
 mod kept;
 mod plain_servers;
+mod pool;
 mod program;
 mod rdma;
 mod service;
