@@ -58,8 +58,9 @@ impl Endpoint {
         if let Some(memory) = &self.memory {
             return Ok(memory.clone());
         }
-        let (pd, kept) = (fabric.allocate_pd()?, (options.chunk, options.window));
-        let memory = Buffers::new(&pd, options.memory, kept, 0, None, recorder)?;
+        // Sources, and as many sinks of Reads or the region that is offered.
+        let (pd, kept) = (fabric.allocate_pd()?, (options.chunk, options.window.saturating_mul(2)));
+        let memory = Buffers::new(&pd, options.memory, kept, None, recorder);
         Ok(self.memory.insert(memory).clone())
     }
 
@@ -172,6 +173,7 @@ pub(super) fn sink(memory: &Buffers, maxlen: u64) -> Result<(Sink, Advert), Fabr
     let length = usize::try_from(maxlen).map_err(|_| {
         FabricError::Invalid(format!("maxlen={maxlen} does not fit in this machine's memory"))
     })?;
+    memory.prepare(1, length, Access::REMOTE_WRITE)?;
     let sink = memory.sink(length, Access::REMOTE_WRITE)?;
     let region = sink.region();
     let at = crate::fabric::RemoteAddress { stag: region.stag(), to: region.base() };

@@ -336,6 +336,7 @@ async fn offering(
     options: &Options,
 ) -> Result<Offering, ClientError> {
     let id = new_id()?;
+    memory.prepare_sources(options.window)?;
     let mut feed = upload.feed(options.memory);
     let mut first = None;
     let mut region = None;

@@ -41,6 +41,8 @@ pub struct Buffers(Arc<Shared>);
 struct Shared {
     // Before the teller, so that all is released when the figures are told.
     free: Mutex<Vec<(Access, Registered)>>,
+    /// What was registered before it was needed.
+    prepared: Mutex<Vec<(Access, usize)>>,
     pd: Pd,
     strategy: Strategy,
     size: usize,
@@ -79,16 +81,14 @@ struct Buffer {
 }
 
 impl Buffers {
-    /// Memory of connections in `pd`, in buffers of `size` bytes where they are kept; `most` of them are kept, and with
-    /// [`Strategy::Static`] `now` of them registered at once.
+    /// Memory of connections in `pd`, in buffers of `size` bytes where they are kept; `most` of them are kept.
     pub fn new(
         pd: &Pd,
         strategy: Strategy,
         (size, most): (usize, usize),
-        now: usize,
         share: Option<Share>,
         recorder: &Recorder,
-    ) -> Result<Self, FabricError> {
+    ) -> Self {
         let teller = Teller {
             strategy,
             recorder: recorder.clone(),
@@ -97,14 +97,8 @@ impl Buffers {
             pinned: AtomicU64::new(0),
             most_pinned: AtomicU64::new(0),
         };
-        let free = Mutex::default();
-        let shared = Arc::new(Shared { free, pd: pd.clone(), strategy, size, most, _share: share, teller });
-        if strategy == Strategy::Static {
-            let made: Result<Vec<_>, _> =
-                (0..now).map(|_| shared.register(vec![0; size], KEPT_SOURCE)).collect();
-            *shared.free() = made?.into_iter().map(|region| (KEPT_SOURCE, region)).collect();
-        }
-        Ok(Self(shared))
+        let (free, prepared) = (Mutex::default(), Mutex::default());
+        Self(Arc::new(Shared { free, prepared, pd: pd.clone(), strategy, size, most, _share: share, teller }))
     }
 
     /// The strategy.
@@ -115,6 +109,29 @@ impl Buffers {
     /// The protection domain.
     pub fn pd(&self) -> &Pd {
         &self.0.pd
+    }
+
+    /// With [`Strategy::Static`], registers the `count` buffers of `length` bytes that transfers of a kind take, the first
+    /// time that it is called for that kind. Other strategies register when a transfer needs it.
+    pub fn prepare(&self, count: usize, length: usize, access: Access) -> Result<(), FabricError> {
+        if self.0.strategy != Strategy::Static {
+            return Ok(());
+        }
+        {
+            let mut prepared = self.0.prepared.lock().unwrap_or_else(PoisonError::into_inner);
+            if prepared.contains(&(access, length)) {
+                return Ok(());
+            }
+            prepared.push((access, length));
+        }
+        // None of them is free before all are there; then all of them are.
+        let made: Result<Vec<Sink>, FabricError> = (0..count).map(|_| self.sink(length, access)).collect();
+        made.map(drop)
+    }
+
+    /// The same for bytes that are to be sent: as many buffers as may be in flight.
+    pub fn prepare_sources(&self, count: usize) -> Result<(), FabricError> {
+        self.prepare(count, self.0.size, KEPT_SOURCE)
     }
 
     /// Makes bytes something that can be sent, and read by the peer if `access` says so.

@@ -168,14 +168,10 @@ fn buffers(shared: &Shared, http: &HttpConnection, pd: &Pd) -> Result<Buffers, N
         true => Some(shared.budget.reserve(http.peer().ip(), config.window_bytes().saturating_mul(2))?),
         false => None,
     };
-    Ok(Buffers::new(
-        pd,
-        config.memory,
-        (config.chunk, config.window),
-        config.window,
-        share,
-        &shared.recorder,
-    )?)
+    let kept = (config.chunk, config.window);
+    let buffers = Buffers::new(pd, config.memory, kept, share, &shared.recorder);
+    buffers.prepare_sources(config.window)?;
+    Ok(buffers)
 }
 
 /// How the server connects and accepts.
