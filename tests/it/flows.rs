@@ -186,16 +186,40 @@ fn what_has_no_body_needs_no_rdma() {
     let head = fetch(&httpd.url("/body.bin"), &["--head", "-v"]);
     assert_eq!((head.code, head.body.as_deref()), (Some(0), Some(&b""[..])), "{}", head.stderr);
     assert!(head.stderr.contains("< content-length: 1000\n"), "{}", head.stderr);
-    let etag = head.stderr.lines().find_map(|line| line.strip_prefix("< etag: ")).unwrap_or_default();
-    let modified = head.stderr.lines().find_map(|line| line.strip_prefix("< last-modified: ")).unwrap();
-    let same = [format!("If-None-Match: {etag}"), format!("If-Modified-Since: {modified}")];
-    let args: Vec<&str> = same.iter().flat_map(|field| ["-H", field]).chain(["-v"]).collect();
-    let not = fetch(&httpd.url("/body.bin"), &args);
-    assert!(not.stderr.contains("< HTTP/1.1 304 Not Modified"), "{}", not.stderr);
-    assert_eq!(fallbacks(&not.events), ["status"]);
     let beyond = fetch(&httpd.url("/body.bin"), &["--range", "1000-", "-v", "-f"]);
     assert_eq!(beyond.code, Some(22), "{}", beyond.stderr);
     assert!(beyond.stderr.contains("416"), "{}", beyond.stderr);
+}
+
+#[test]
+fn what_the_client_has_already_is_not_sent_again() {
+    let httpd = Httpd::start(&[]);
+    let body = httpd.file("body.bin", 1000);
+    let head = fetch(&httpd.url("/body.bin"), &["--head", "-v"]);
+    let field = |name: &str| {
+        let found = head.stderr.lines().find_map(|line| line.strip_prefix(&format!("< {name}: ")));
+        found.unwrap_or_else(|| panic!("no {name} in {}", head.stderr)).to_owned()
+    };
+    let (etag, modified) = (field("etag"), field("last-modified"));
+    let ask = |condition: &str| fetch(&httpd.url("/body.bin"), &["-v", "-H", condition]);
+    // Each by itself, so that neither hides behind the other.
+    let same = [format!("If-None-Match: {etag}"), format!("If-Modified-Since: {modified}")];
+    for condition in &same {
+        let got = ask(condition);
+        assert!(got.stderr.contains("< HTTP/1.1 304 Not Modified\n"), "{condition}: {}", got.stderr);
+        assert_eq!((got.code, got.body.as_deref()), (Some(0), Some(&b""[..])), "{condition}");
+        assert_eq!((fallbacks(&got.events), received(&got.events)), (vec!["status"], vec![("tcp", 0)]));
+        assert_eq!(assert_no_leak(&got.events).1, 0, "{condition}");
+    }
+    for condition in ["If-None-Match: \"another\"", "If-Modified-Since: Thu, 01 Jan 1970 00:00:00 GMT"] {
+        let got = ask(condition);
+        assert!(got.stderr.contains("< HTTP/1.1 200 OK\n"), "{condition}: {}", got.stderr);
+        assert!(got.body.as_deref() == Some(&body[..]), "{condition}: another body");
+        assert_eq!(received(&got.events), [("rdma", 1000)], "{condition}");
+    }
+    // Another file has another tag.
+    httpd.file("body.bin", 1001);
+    assert_eq!(received(&ask(&same[0]).events), [("rdma", 1001)]);
 }
 
 #[test]
@@ -219,6 +243,22 @@ fn registrations_and_copies_are_told() {
         assert_eq!((strategy.as_str(), registered, bytes), (memory, registrations, copied));
         assert!(pinned <= 8 << 20, "{memory}: {pinned}");
         assert_eq!(operations(&got.events, "receive"), [32]);
+    }
+    // The client's are there before the first transfer of a kind, for all that may be in flight, and copied from and to.
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), pattern(5000)).unwrap();
+    let httpd = Httpd::start(&["--allow-upload"]);
+    httpd.sparse_file("body.bin", 5000);
+    for (mode, registrations) in
+        [("server-writes", 1), ("client-reads", 8), ("client-writes", 8), ("server-reads", 8)]
+    {
+        let args = ["--memory", "static", "--mode", mode];
+        let events = match mode {
+            "server-writes" | "client-reads" => fetch(&httpd.url("/body.bin"), &args).events,
+            _ => send(&httpd.url("/new.bin"), file.path(), &args).2,
+        };
+        let (strategy, registered, bytes, _) = told(&events);
+        assert_eq!((strategy.as_str(), registered, bytes), ("static", registrations, 5000), "{mode}");
     }
     // As many as were in flight at once.
     let httpd = Httpd::start(&["--memory", "cache"]);
