@@ -160,6 +160,7 @@ fn observation(v: Volatile) -> Observation {
             start: START,
             client: moments(&client_events, 0),
             server: moments(&server_events, 0),
+            round_trips: None,
         },
         clock: Clock::Wall,
     }

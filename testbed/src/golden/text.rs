@@ -224,6 +224,13 @@ fn times(observation: &Observation, names: &Names) -> String {
             }
         });
     }
+    if let Some(trips) = &timeline.round_trips {
+        let one = i64::try_from(trips.one.as_micros()).unwrap_or(i64::MAX);
+        let counts: Vec<(String, String)> = trips.counts().collect();
+        page.section(&format!("round trips of {}", ms(one)), &counts, |(asked, count)| {
+            format!("{asked}: {count}")
+        });
+    }
     let since = |time: Duration| {
         let us = |time: Duration| i64::try_from(time.as_micros()).unwrap_or(i64::MAX);
         ms(us(time) - us(timeline.start))

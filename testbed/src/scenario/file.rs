@@ -34,6 +34,8 @@ pub struct Scenario {
     pub timeout: Duration,
     /// The part of a golden's time, 0 to 1, by which a time on a virtual clock may be off, if it is not the usual one.
     pub times_within: Option<f64>,
+    /// Whether the round trips of each request are counted, on a virtual clock.
+    pub round_trips: bool,
     /// Who serves.
     pub server: Server,
     /// Who asks.
@@ -77,6 +79,8 @@ pub struct Client {
     pub program: Program,
     /// The request's target.
     pub target: String,
+    /// How often it asks for it, on one connection.
+    pub requests: u8,
     /// What it sends there, from a file of this name beside the server's root.
     pub upload: Option<Body>,
     /// Arguments after the runner's own.
@@ -204,6 +208,10 @@ impl Scenario {
             let message = format!("{:?} is no request target", raw.client.target.get_ref());
             return Err(fail(raw.client.target.span(), message, Some("it begins with `/`".to_owned())));
         }
+        let requests = raw.client.requests.as_ref().map_or(1, |requests| *requests.get_ref());
+        if let (0 | 17.., Some(spanned)) = (requests, &raw.client.requests) {
+            return Err(fail(spanned.span(), "a client asks 1 to 16 times".to_owned(), None));
+        }
         let placeholders = raw.server.args.iter().chain(&raw.client.args);
         for argument in placeholders {
             Placeholders::check(argument.get_ref()).map_err(|m| {
@@ -229,6 +237,7 @@ impl Scenario {
             description: raw.description,
             timeout,
             times_within,
+            round_trips: raw.round_trips,
             server: Server {
                 host: raw.server.host.unwrap_or_else(|| "server".to_owned()),
                 fabric: server_fabric,
@@ -241,6 +250,7 @@ impl Scenario {
                 fabric: client_fabric,
                 program: raw.client.program.unwrap_or(Program::RdmaFetch),
                 target: raw.client.target.into_inner(),
+                requests,
                 upload,
                 args: plain(raw.client.args),
                 env: raw.client.env,
@@ -301,6 +311,8 @@ struct RawScenario {
     description: String,
     timeout: Option<Spanned<String>>,
     times_within: Option<Spanned<String>>,
+    #[serde(default)]
+    round_trips: bool,
     server: RawServer,
     client: RawClient,
 }
@@ -340,6 +352,7 @@ struct RawClient {
     fabric: Option<Spanned<FabricKind>>,
     program: Option<Program>,
     target: Spanned<String>,
+    requests: Option<Spanned<u8>>,
     upload: Option<RawUpload>,
     #[serde(default)]
     args: Vec<Spanned<String>>,
@@ -477,6 +490,17 @@ target = "/body.bin"
         let sent = parse(&text).unwrap().client.upload;
         assert_eq!(sent, Some(Body { path: "upload".into(), size: 3 << 10, seed: 7 }));
         assert!(parse(&text.replace("3 KiB", "3 Kib")).is_err());
+    }
+
+    #[test]
+    fn a_client_may_ask_more_than_once() {
+        let ask = |times: u8| parse(&GOOD.replace("target =", &format!("requests = {times}\ntarget =")));
+        assert_eq!((parse(GOOD).unwrap().client.requests, ask(2).unwrap().client.requests), (1, 2));
+        for times in [0, 17] {
+            let error = ask(times).unwrap_err();
+            assert_eq!(error.position(), (13, 12));
+            assert!(error.to_string().contains("1 to 16 times"), "{error}");
+        }
     }
 
     #[test]

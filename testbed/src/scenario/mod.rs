@@ -7,6 +7,7 @@ pub mod body;
 #[cfg(test)]
 mod cells;
 mod claim;
+mod command;
 mod embedded;
 mod fabrics;
 mod file;
@@ -14,6 +15,7 @@ mod guest;
 mod library;
 mod observation;
 mod program;
+mod rounds;
 mod run;
 mod select;
 mod settle;
@@ -28,6 +30,7 @@ pub use file::{
 pub use guest::{Guests, Observed, Question};
 pub use library::{Library, LibraryError};
 pub use observation::{Connection, Exchange, Observation, Operation, Place, Region, Side};
+pub use rounds::{Request, RoundTrips};
 pub use run::{RunError, Runner};
 pub use select::{Partition, PartitionBy, Pattern, SelectError, select};
 #[cfg(test)]

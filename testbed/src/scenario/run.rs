@@ -3,23 +3,24 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rdma_http::events;
-use rdma_http::fabric::FabricKind;
 use serde::{Deserialize, Serialize};
 use tempfile::TempDir;
 use tokio::sync::watch;
 
 use super::body::{self, Content};
+use super::command::{Work, client_command, curl_exchanges, server_command};
 use super::program::{Program as Process, Told, tail};
+use super::rounds::{RoundTrips, requests, round_trip};
 use super::settle::settled;
 use super::timeline::{Timeline, moments};
-use super::wire::{self, HttpHead, Opening, WireError};
-use super::{Claim, Exchange, Fabrics, Observation, Place, Placeholders, Program, Scenario, Side};
-use crate::agent::client::{Client, ClientError, Command};
+use super::wire::{self, Opening, WireError};
+use super::{Claim, Fabrics, Observation, Place, Placeholders, Program, Scenario, Side};
+use crate::agent::client::{Client, ClientError};
 use crate::agent::protocol::Exit;
 use crate::doctor::install_command;
 use crate::guest::choice::Clock;
@@ -27,8 +28,6 @@ use crate::topology::{HostPlan, InterfacePlan, Plan};
 
 /// How long the server may take to end once it was asked to.
 const STOP: Duration = Duration::from_secs(15);
-/// The largest head that curl's copy of it may have.
-const MAX_HEAD: u64 = 1 << 20;
 
 /// A scenario that could not be run to its end: nothing can be said of what it would have shown.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -68,7 +67,7 @@ pub struct Runner<'a> {
 }
 
 #[derive(Debug, thiserror::Error)]
-enum Trouble {
+pub(super) enum Trouble {
     #[error("{0}")]
     Said(String),
     #[error(transparent)]
@@ -81,31 +80,8 @@ enum Trouble {
     Io { what: String, error: io::Error },
 }
 
-fn io_trouble(what: impl Into<String>) -> impl FnOnce(io::Error) -> Trouble {
+pub(super) fn io_trouble(what: impl Into<String>) -> impl FnOnce(io::Error) -> Trouble {
     move |error| Trouble::Io { what: what.into(), error }
-}
-
-/// The files of one run.
-struct Work {
-    folder: PathBuf,
-}
-
-impl Work {
-    fn root(&self) -> PathBuf {
-        self.folder.join("root")
-    }
-
-    fn capture(&self) -> PathBuf {
-        self.folder.join("wire.pcapng")
-    }
-
-    fn output(&self) -> PathBuf {
-        self.folder.join("output.bin")
-    }
-
-    fn heads(&self) -> PathBuf {
-        self.folder.join("heads.txt")
-    }
 }
 
 impl Runner<'_> {
@@ -204,12 +180,20 @@ impl Runner<'_> {
             return Err(Trouble::Said(lost));
         }
         let capture = work.capture();
-        let output = match &scenario.client.upload {
+        let outputs: Vec<PathBuf> = match &scenario.client.upload {
             // Where the client gets nothing, the server does.
-            Some(_) => work.root().join(scenario.client.target.trim_start_matches('/')),
-            None => work.output(),
+            Some(_) => vec![work.root().join(scenario.client.target.trim_start_matches('/'))],
+            None => (0..scenario.client.requests).map(|request| work.output(request)).collect(),
         };
-        let decoded = tokio::task::spawn_blocking(move || (wire::decode(&capture), body::read(&output)));
+        let expected = served.clone();
+        let decoded = tokio::task::spawn_blocking(move || {
+            let mut arrived = outputs.iter().map(|output| body::read(output));
+            // All are the same, or the first that is not is shown.
+            let first = arrived.next().unwrap_or_else(|| Err(io::ErrorKind::NotFound.into()));
+            let is_wrong = |content: &io::Result<Content>| content.as_ref().ok() != expected.as_ref();
+            let shown = if is_wrong(&first) { first } else { arrived.find(is_wrong).unwrap_or(first) };
+            (wire::decode(&capture), shown)
+        });
         let (wire, arrived) = decoded.await.map_err(|error| Trouble::Said(error.to_string()))?;
         let arrived = match arrived {
             Ok(content) => Some(content),
@@ -269,6 +253,11 @@ impl Runner<'_> {
         };
         let records = client.records().await.map_err(Trouble::Said)?;
         let mut timeline = Timeline { start, client: moments(&records, start_us), ..Timeline::default() };
+        if scenario.round_trips {
+            let (one, other) = (&scenario.client.host, &scenario.server.host);
+            let trip = round_trip(self.plan, one, other);
+            timeline.round_trips = trip.map(|one| RoundTrips { one, requests: requests(&records) });
+        }
         let mut client = Side::new(program.name(), Some(exit), &records);
         if program == Program::Curl {
             client.exchanges = curl_exchanges(&work.heads())?;
@@ -301,7 +290,7 @@ async fn in_step() {
     let _ = slept.await;
 }
 
-const HTTPD: &str = "rdma-httpd";
+pub(super) const HTTPD: &str = "rdma-httpd";
 
 struct Sides {
     client: Side,
@@ -310,10 +299,10 @@ struct Sides {
 }
 
 /// What a scenario needs to know of the topology.
-struct Surroundings {
+pub(super) struct Surroundings {
     addresses: BTreeMap<IpAddr, String>,
-    server: IpAddr,
-    placeholders: Placeholders,
+    pub(super) server: IpAddr,
+    pub(super) placeholders: Placeholders,
     /// The link whose frames are captured: the client's first.
     link: String,
 }
@@ -377,83 +366,6 @@ async fn make_bodies(scenario: &Scenario, work: &Work, making: &str) -> Result<O
     });
     let made = made.await.map_err(|error| Trouble::Said(error.to_string()))?;
     made.map_err(io_trouble(making))
-}
-
-fn text(path: &Path) -> String {
-    path.to_string_lossy().into_owned()
-}
-
-fn server_command(scenario: &Scenario, fabric: FabricKind, work: &Work, place: &Surroundings) -> Command {
-    let listen = SocketAddr::new(place.server, 0);
-    let own = ["--events".to_owned(), "-".to_owned(), "--root".to_owned(), text(&work.root())];
-    let mut command = Command::new(&scenario.server.host, HTTPD)
-        .args(own)
-        .args(["--listen".to_owned(), listen.to_string()])
-        .args(["--fabric".to_owned(), fabric.to_string()])
-        .args(scenario.server.args.iter().map(|argument| place.placeholders.fill(argument)))
-        // Every flag has a variable, too: the user's must not change what is observed.
-        .clean_env()
-        .cwd(&work.folder);
-    for (name, value) in &scenario.server.env {
-        command = command.env(name, value);
-    }
-    command
-}
-
-fn client_command(
-    scenario: &Scenario,
-    fabric: FabricKind,
-    work: &Work,
-    place: &Surroundings,
-    server: SocketAddr,
-) -> Command {
-    let client = &scenario.client;
-    let command = Command::new(&client.host, client.program.name()).clean_env().cwd(&work.folder);
-    let command = match client.program {
-        Program::RdmaFetch => command
-            .args(["--events", "-", "--fabric"])
-            .arg(fabric.to_string())
-            .arg("--output")
-            .arg(text(&work.output())),
-        // Nothing of the user's own settings may matter.
-        Program::Curl => command
-            .args(["--disable", "--silent", "--show-error", "--noproxy", "*", "--output"])
-            .arg(text(&work.output()))
-            .arg("--dump-header")
-            .arg(text(&work.heads())),
-    };
-    let command = match &client.upload {
-        Some(file) => command.arg("--upload-file").arg(text(&work.folder.join(&file.path))),
-        None => command,
-    };
-    let mut command = command
-        .args(client.args.iter().map(|argument| place.placeholders.fill(argument)))
-        .arg(format!("http://{server}{}", client.target));
-    for (name, value) in &client.env {
-        command = command.env(name, value);
-    }
-    command
-}
-
-/// What curl saw, from the heads that it wrote down.
-fn curl_exchanges(heads: &Path) -> Result<Vec<Exchange>, Trouble> {
-    let what = "read the heads that curl wrote";
-    match fs::metadata(heads) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Ok(metadata) if metadata.len() > MAX_HEAD => {
-            return Err(Trouble::Said(format!("curl wrote heads of more than {MAX_HEAD} bytes")));
-        }
-        _ => {}
-    }
-    let bytes = fs::read(heads).map_err(io_trouble(what))?;
-    let heads = wire::response_heads(&bytes);
-    Ok(heads.into_iter().enumerate().map(|(index, head)| exchange(index as u64 + 1, head)).collect())
-}
-
-fn exchange(number: u64, head: HttpHead) -> Exchange {
-    let status = head.start.split(' ').nth(1).and_then(|status| status.parse().ok());
-    let headers = head.headers.into_iter().map(|(name, value)| (name.to_ascii_lowercase(), value));
-    Exchange { number, status, response_headers: headers.collect(), ..Exchange::default() }
 }
 
 fn ended(exit: Exit) -> String {

@@ -5,6 +5,8 @@ use std::time::Duration;
 use rdma_http::events::{Event, Record};
 use serde::{Deserialize, Serialize};
 
+use super::RoundTrips;
+
 /// When things happened in a run of a scenario.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Timeline {
@@ -16,6 +18,9 @@ pub struct Timeline {
     pub client: Vec<Moment>,
     /// What the server did.
     pub server: Vec<Moment>,
+    /// Round trips of the client's requests, if the scenario wants them counted.
+    #[serde(default)]
+    pub round_trips: Option<RoundTrips>,
 }
 
 /// Something that happened, once or several times.
