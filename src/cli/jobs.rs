@@ -36,6 +36,8 @@ struct Summary<'a> {
     bytes: u64,
     sha256: Option<String>,
     output: String,
+    /// Until the first bytes of the body were there; `None` if it has none.
+    first_byte_seconds: Option<f64>,
     /// Until the body was there.
     seconds: f64,
 }
@@ -94,7 +96,7 @@ async fn fetch(args: &Args, job: &Job, pool: &Pool, alone: bool) -> Result<(), F
             pool.upload(origin, args.method(), target, args.headers(), &upload).await?
         }
     };
-    let mut summary = receive(args, response, output, &progress).await?;
+    let mut summary = receive(args, response, output, (&progress, start)).await?;
     drop(progress);
     summary.url = url.as_str();
     summary.seconds = start.elapsed().as_secs_f64();
@@ -135,7 +137,7 @@ async fn receive(
     args: &Args,
     response: Response,
     target: &Path,
-    progress: &Progress,
+    (progress, start): (&Progress, Instant),
 ) -> Result<Summary<'static>, Failure> {
     check(args, &response)?;
     let Response { head, via, mut body } = response;
@@ -146,9 +148,10 @@ async fn receive(
         Via::Tcp(reason) => ("tcp", None, reason.map(|reason| reason.to_string())),
     };
     progress.body(body.length(), name);
-    let mut received = 0;
+    let (mut received, mut first_byte_seconds) = (0, None);
     while let Some(piece) = body.next().await? {
         received += piece.len() as u64;
+        first_byte_seconds.get_or_insert_with(|| start.elapsed().as_secs_f64());
         progress.advance(piece.len());
         // A disk or a pipe may be slow; the connections and signals are served meanwhile.
         let written = tokio::task::spawn_blocking(move || output.write(&piece).map(|()| output)).await;
@@ -164,6 +167,7 @@ async fn receive(
         bytes: received,
         sha256,
         output: target.display().to_string(),
+        first_byte_seconds,
         seconds: 0.0,
     })
 }
