@@ -80,7 +80,7 @@ impl<'a> Fpdu<'a> {
 
     /// Whether the CRC is that of its bytes, the pad's among them (RFC 5044, section 4.4).
     pub fn crc_is_good(&self) -> bool {
-        crc32c::crc32c(&self.bytes[..self.bytes.len() - CRC]) == self.crc()
+        super::crc::of(&self.bytes[..self.bytes.len() - CRC]) == self.crc()
     }
 }
 
@@ -100,7 +100,7 @@ pub fn seal(out: &mut Vec<u8>, start: usize, crc: bool) {
     let ulpdu = out.len() - start - LENGTH;
     set_length(&mut out[start..], ulpdu);
     out.extend_from_slice(&[0; 3][..pad(ulpdu)]);
-    let value = if crc { crc32c::crc32c(&out[start..]) } else { 0 };
+    let value = if crc { super::crc::of(&out[start..]) } else { 0 };
     out.extend_from_slice(&value.to_le_bytes());
 }
 

@@ -11,6 +11,7 @@
 use std::fmt;
 
 pub mod connection;
+mod crc;
 pub mod ddp;
 pub mod decode;
 pub mod fpdu;

@@ -62,6 +62,8 @@ pub(super) struct Wire<S> {
     fresh: bool,
     output: Output<Lease>,
     writes: u32,
+    /// Bytes that went out or came in; the driver counts from when it last looked.
+    pub(super) moved: usize,
     ended: bool,
 }
 
@@ -121,6 +123,7 @@ impl<S: Socket> Wire<S> {
             fresh: true,
             output: Output::default(),
             writes: 0,
+            moved: 0,
             ended: false,
         }
     }
@@ -144,6 +147,7 @@ impl<S: Socket> Wire<S> {
             };
             match sent {
                 Poll::Ready(Ok(count)) => {
+                    self.moved += count;
                     self.output.advance(count);
                     self.connection.handle_transmitted(count);
                     progress = Progress::Some;
@@ -221,6 +225,7 @@ impl<S: Socket> Wire<S> {
                 }
                 Arrival::Bytes(count) => count,
             };
+            self.moved += count;
             *progress = Progress::Some;
             let arrived = &buffer[..count];
             let mut stopped = self.handle_rest(handler, progress);
@@ -258,6 +263,7 @@ impl<S: Socket> Wire<S> {
             arrival = brought;
             Ok(count)
         })?;
+        self.moved += *result.as_ref().unwrap_or(&0);
         Some(result.map(|_| arrival))
     }
 

@@ -6,6 +6,7 @@
 
 use super::{Connection, Phase, Violation};
 use crate::iwarp::Stag;
+use crate::iwarp::crc;
 use crate::iwarp::ddp::{Header, TAGGED_HEADER};
 use crate::iwarp::fpdu;
 use crate::iwarp::memory::{Denied, Memory, Reach};
@@ -44,7 +45,7 @@ impl Direct {
     /// Takes the next bytes of the payload.
     fn place(&mut self, bytes: &[u8], crc: bool, memory: &mut impl Memory) {
         if crc {
-            self.crc = crc32c::crc32c_append(self.crc, bytes);
+            self.crc = crc::append(self.crc, bytes);
         }
         if self.failed.is_none() && !bytes.is_empty() {
             self.failed = memory.place(self.reach, self.stag, self.to, bytes).err();
@@ -92,7 +93,7 @@ impl Connection {
         }
         let mut crc = 0;
         if self.crc {
-            crc = crc32c::crc32c_append(crc32c::crc32c_append(crc32c::crc32c(length_field), header), payload);
+            crc = crc::append(crc::append(crc::of(length_field), header), payload);
         }
         let mut copy = [0; TAGGED_HEADER];
         copy.copy_from_slice(header);
@@ -128,7 +129,7 @@ impl Connection {
         }
         let (pad, rest) = rest.split_at(pad);
         let crc = rest.first_chunk().map_or(0, |crc| u32::from_le_bytes(*crc));
-        if self.crc && crc32c::crc32c_append(direct.crc, pad) != crc {
+        if self.crc && crc::append(direct.crc, pad) != crc {
             return Err(Violation { code: Code::MPA_CRC, detail: None, quote: None });
         }
         let used = payload.len() + pad.len() + fpdu::CRC;
@@ -171,7 +172,7 @@ impl Connection {
         let fill = &mut |sink: &mut [u8]| {
             let read = read(sink);
             if with_crc && let Ok(count) = &read {
-                crc = crc32c::crc32c_append(crc, &sink[..*count]);
+                crc = crc::append(crc, &sink[..*count]);
             }
             result = Some(read);
         };

@@ -7,6 +7,7 @@ use std::ops::Range;
 
 use bytes::Bytes;
 
+use crate::iwarp::crc as checksum;
 use crate::iwarp::fpdu;
 use crate::iwarp::memory::{FileRange, Lent};
 
@@ -118,10 +119,10 @@ impl<L: AsRef<[u8]>> Output<L> {
             Payload::Lent(Lent::File(range)) => Some(Piece::File(range)),
         };
         if crc {
-            sum = crc32c::crc32c(&self.made[before..]);
+            sum = checksum::of(&self.made[before..]);
             match &lent {
-                Some(Piece::Message(bytes)) => sum = crc32c::crc32c_append(sum, bytes),
-                Some(Piece::Lease(lease, _)) => sum = crc32c::crc32c_append(sum, lease.as_ref()),
+                Some(Piece::Message(bytes)) => sum = checksum::append(sum, bytes),
+                Some(Piece::Lease(lease, _)) => sum = checksum::append(sum, lease.as_ref()),
                 _ => {}
             }
         }
@@ -132,7 +133,7 @@ impl<L: AsRef<[u8]>> Output<L> {
         }
         let pad = &[0; 3][..fpdu::pad(ulpdu)];
         if crc {
-            sum = crc32c::crc32c_append(sum, pad);
+            sum = checksum::append(sum, pad);
         }
         self.made.extend_from_slice(pad);
         self.made.extend_from_slice(&sum.to_le_bytes());

@@ -20,6 +20,10 @@ const RESPONSES_IN_A_ROW: usize = 4;
 /// The EMSS that is assumed until the driver says otherwise: that of an Ethernet with timestamps.
 const DEFAULT_EMSS: usize = 1448;
 
+/// Bytes of a page, and the room of a segment from which it is cut to whole ones: with less too much would be given up.
+const PAGE: usize = 4096;
+const PAGES_FROM: usize = 8 * PAGE;
+
 /// Posted work that has not completed.
 #[derive(Debug)]
 struct Item {
@@ -206,7 +210,8 @@ impl Transmitter {
         let progress = item.progress;
         let (length, last) = match &item.work {
             Work::Write { source, source_to, length, sink, sink_to } => {
-                let (chunk, last) = cut(*length, progress, self.mulpdu - TAGGED_HEADER);
+                let room = whole_pages(self.mulpdu - TAGGED_HEADER, source_to.wrapping_add(progress));
+                let (chunk, last) = cut(*length, progress, room);
                 let payload = match fetch(memory, Reach::Local, *source, *source_to, progress, chunk, crc) {
                     Ok(Some(payload)) => payload,
                     Ok(None) => return Ok(false),
@@ -293,6 +298,15 @@ fn fetch<M: Memory>(
     }
 }
 
+/// Bytes of the next tagged segment that begins at offset `at` of its source, of `room` at most. A large one ends where a
+/// page of the source does: the kernel then sends and receives whole pages, and a file's need not be split among two
+/// of its socket buffers.
+fn whole_pages(room: usize, at: u64) -> usize {
+    // Less than a page, so it fits.
+    let beyond = (at.wrapping_add(room as u64) % PAGE as u64) as usize;
+    if room < PAGES_FROM { room } else { room - beyond }
+}
+
 /// How much of a message the next segment takes, and whether it is the last.
 fn cut(length: u64, progress: u64, room: usize) -> (usize, bool) {
     let left = length - progress;
@@ -363,7 +377,8 @@ impl Connection {
         let Some(read) = self.receiver.reads.front_mut() else { return false };
         let ReadRequest { sink, sink_to, length, source, source_to } = read.request;
         let progress = u64::from(read.progress);
-        let (chunk, last) = cut(length.into(), progress, self.transmitter.mulpdu - TAGGED_HEADER);
+        let room = whole_pages(self.transmitter.mulpdu - TAGGED_HEADER, source_to.wrapping_add(progress));
+        let (chunk, last) = cut(length.into(), progress, room);
         let payload = match fetch(memory, Reach::Remote, source, source_to, progress, chunk, self.crc) {
             Ok(Some(payload)) => payload,
             Ok(None) => return false,
