@@ -11,7 +11,7 @@ use crate::LabHandle;
 use crate::agent::client::{ClientError, Command, Control, Output};
 use crate::agent::protocol::Exit;
 use crate::guest::choice::NoChoice;
-use crate::guest::host::{DownError, UpError};
+use crate::guest::host::{DownError, Options, UpError};
 use crate::topology::{Plan, TopologyError};
 
 /// What a judge may take; none needs a tenth of it.
@@ -72,8 +72,13 @@ pub(super) struct Bed {
 
 impl Bed {
     pub(super) async fn up(plan: Plan) -> Result<Self, BenchError> {
+        Self::up_with(plan, Options::new()?).await
+    }
+
+    /// Where and as the options say.
+    pub(super) async fn up_with(plan: Plan, options: Options) -> Result<Self, BenchError> {
         let server = plan.hosts.iter().find(|host| host.name == "server").and_then(|host| host.address());
-        let lab = LabHandle::up_plan(&plan).await?;
+        let lab = LabHandle::up_with(&plan, options).await?;
         Ok(Self { lab, server: server.map(|address| address.to_string()).unwrap_or_default() })
     }
 

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use super::bed::{Bed, BenchError};
 use super::judge::{iperf3_goodput, ping_round_trips, quantile};
 use super::write::Measured;
-use super::{Figure, Row, Target, guest};
+use super::{Figure, Row, Target, fabrics, guest};
 use crate::topology::{self, Plan, Topology};
 
 /// The nominal rate of [`FAST`], in bits per second.
@@ -68,6 +68,7 @@ pub async fn run(figures: &[Figure], rounds: usize, progress: Progress<'_>) -> R
             Figure::UpDown => up_down(rounds, progress).await?,
             Figure::GuestReadyUml => guest::uml(rounds, progress).await?,
             Figure::GuestReadyQemu => guest::qemu(rounds, progress).await?,
+            Figure::Fabrics => fabrics::run(rounds, progress).await?,
         });
     }
     Ok(rows)

@@ -4,8 +4,10 @@
 //! measured in turns (A B A B …) and the medians are compared, so that a noisy minute hits both.
 
 mod bed;
+mod fabrics;
 mod guest;
 mod judge;
+pub mod latency;
 mod measure;
 pub mod write;
 
@@ -34,6 +36,8 @@ pub enum Figure {
     GuestReadyUml,
     /// `up` of wan-10g in a QEMU guest, against a UML guest.
     GuestReadyQemu,
+    /// RDMA Writes and Sends of each fabric in a User-Mode Linux guest, against TCP there.
+    Fabrics,
 }
 
 /// A figure, measured.

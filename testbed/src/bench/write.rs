@@ -11,6 +11,8 @@ use std::time::{Duration, Instant};
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use rdma_http::fabric::{Access, Completion, ConnectOptions, Fabric, FabricError, RemoteAddress, Stag};
 use serde::{Deserialize, Serialize};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
 
 /// Writes that may be posted at once: enough to keep the transport busy, few enough to bound its queues.
 const DEPTH: usize = 4;
@@ -104,6 +106,40 @@ pub async fn measure(
     })
 }
 
+/// [`serve`] over TCP: takes `length` bytes from one client over and over, and says so at the end.
+pub async fn serve_tcp(
+    listen: SocketAddr,
+    length: usize,
+    ready: impl FnOnce(SocketAddr),
+) -> std::io::Result<()> {
+    let listener = TcpListener::bind(listen).await?;
+    ready(listener.local_addr()?);
+    let (mut stream, _) = listener.accept().await?;
+    let mut sink = vec![0; length];
+    let mut at = 0;
+    loop {
+        match stream.read(&mut sink[at..]).await? {
+            0 => break,
+            count => at = (at + count) % length,
+        }
+    }
+    stream.write_all(b"placed").await
+}
+
+/// [`measure`] over TCP.
+pub async fn measure_tcp(server: SocketAddr, length: usize, count: usize) -> std::io::Result<Measured> {
+    let source: Vec<u8> = (0..length).map(|i| i as u8).collect();
+    let mut stream = TcpStream::connect(server).await?;
+    let start = Instant::now();
+    for _ in 0..count {
+        stream.write_all(&source).await?;
+    }
+    stream.shutdown().await?;
+    stream.read_exact(&mut [0; 6]).await?;
+    let nanoseconds = u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX);
+    Ok(Measured { bytes: (length * count) as u64, nanoseconds })
+}
+
 #[cfg(test)]
 mod tests {
     use rdma_http::fabric::soft::SoftFabric;
@@ -122,6 +158,16 @@ mod tests {
         let measured = measure(&SoftFabric::default(), address.await.unwrap(), 10, true).await.unwrap();
         assert_eq!(measured.bytes, 1_000_000);
         assert!(measured.bits_per_second() > 0.0);
+        server.await.unwrap().unwrap();
+    }
+
+    #[tokio::test]
+    async fn every_byte_is_counted_once_over_tcp() {
+        let (ready, address) = oneshot::channel();
+        let listen = SocketAddr::from(([127, 0, 0, 1], 0));
+        let server = tokio::spawn(serve_tcp(listen, 100_000, |address| ready.send(address).unwrap()));
+        let measured = measure_tcp(address.await.unwrap(), 100_000, 10).await.unwrap();
+        assert_eq!(measured.bytes, 1_000_000);
         server.await.unwrap().unwrap();
     }
 

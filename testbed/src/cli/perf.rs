@@ -1,19 +1,18 @@
-//! `testbed perf`: the two sides of `testbed bench soft-write`, each in its host. Hidden; `bench` runs it.
+//! `testbed perf`: the two sides of `testbed bench soft-write` and `fabrics`, each in its host. Hidden; `bench` runs it.
 
-use std::io::Write as _;
 use std::net::SocketAddr;
 use std::process::ExitCode;
 
-use rdma_http::fabric::FabricError;
 use rdma_http::fabric::soft::SoftFabric;
+use rdma_http::fabric::{Fabric, FabricError, FabricKind};
 
-use super::{Code, Failure, Global, Outcome, block_on};
-use crate::bench::write;
+use super::{Code, Failure, Global, Outcome, block_on, say};
+use crate::bench::{latency, write};
 
 /// The largest region that is served or written.
 const MAX_LENGTH: u64 = 1 << 30;
 
-/// Measure RDMA Writes over soft, one side in each host.
+/// Measure RDMA Writes and Sends, or what TCP makes of the same, one side in each host.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     #[command(subcommand)]
@@ -36,6 +35,8 @@ enum Side {
         )]
         length: u64,
         #[command(flatten)]
+        over: Over,
+        #[command(flatten)]
         integrity: Integrity,
     },
     /// Write the whole region of a server, over and over.
@@ -51,9 +52,80 @@ enum Side {
             value_parser = clap::value_parser!(u32).range(1..=100_000)
         )]
         count: u32,
+        /// Bytes of what is written each time; over a fabric it is the server's region.
+        #[arg(
+            long,
+            env = "TESTBED_PERF_LENGTH",
+            default_value_t = 64 << 20,
+            hide_env_values = true,
+            value_parser = clap::value_parser!(u64).range(1..=MAX_LENGTH)
+        )]
+        length: u64,
+        #[command(flatten)]
+        over: Over,
         #[command(flatten)]
         integrity: Integrity,
     },
+    /// Send back what one client sends.
+    Echo {
+        /// Where.
+        listen: SocketAddr,
+        #[command(flatten)]
+        over: Over,
+    },
+    /// Measure round trips to an echo.
+    Ping {
+        /// The server.
+        server: SocketAddr,
+        /// How many.
+        #[arg(
+            long,
+            env = "TESTBED_PERF_COUNT",
+            default_value_t = 1000,
+            hide_env_values = true,
+            value_parser = clap::value_parser!(u32).range(1..=1_000_000)
+        )]
+        count: u32,
+        #[command(flatten)]
+        over: Over,
+    },
+}
+
+#[derive(Clone, Copy, Debug, clap::Args)]
+struct Over {
+    /// What carries it.
+    #[arg(long, value_enum, env = "TESTBED_PERF_OVER", default_value_t = Carrier::Soft, hide_env_values = true)]
+    over: Carrier,
+}
+
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+enum Carrier {
+    Soft,
+    Siw,
+    Rxe,
+    Tcp,
+}
+
+impl Over {
+    /// The fabric; `None` is TCP.
+    fn fabric(self) -> Result<Option<Box<dyn Fabric>>, Failure> {
+        match self.over {
+            Carrier::Soft => Ok(Some(Box::new(SoftFabric::default()))),
+            Carrier::Siw => kernel_fabric(FabricKind::Siw).map(Some),
+            Carrier::Rxe => kernel_fabric(FabricKind::Rxe).map(Some),
+            Carrier::Tcp => Ok(None),
+        }
+    }
+}
+
+#[cfg(feature = "verbs")]
+fn kernel_fabric(kind: FabricKind) -> Result<Box<dyn Fabric>, Failure> {
+    Ok(Box::new(rdma_http::fabric::verbs::VerbsFabric::open(kind).map_err(failed)?))
+}
+
+#[cfg(not(feature = "verbs"))]
+fn kernel_fabric(kind: FabricKind) -> Result<Box<dyn Fabric>, Failure> {
+    Err(Failure::new(Code::Usage, format!("built without {kind}; `cargo build --features verbs` has it")))
 }
 
 #[derive(Clone, Copy, Debug, clap::Args)]
@@ -71,34 +143,56 @@ struct Integrity {
 
 impl Args {
     pub(super) fn run(self, _global: &Global) -> Outcome {
-        let fabric = SoftFabric::default();
+        let ready = |address: SocketAddr| say(format_args!("listening on {address}"));
+        // MAX_LENGTH fits into every usize that has room for it.
+        let size = |length: u64| usize::try_from(length).unwrap_or(usize::MAX);
         match self.side {
-            Side::Serve { listen, length, integrity } => {
-                // MAX_LENGTH fits into every usize that has room for it.
-                let length = usize::try_from(length).unwrap_or(usize::MAX);
-                let ready = |address: SocketAddr| say(&format!("listening on {address}"));
-                block_on(async {
-                    write::serve(&fabric, listen, length, integrity.crc, ready).await.map_err(failed)
-                })?;
-            }
-            Side::Write { server, count, integrity } => {
-                let count = usize::try_from(count).unwrap_or(usize::MAX);
+            Side::Serve { listen, length, over, integrity } => block_on(async {
+                match over.fabric()? {
+                    Some(fabric) => {
+                        let served = write::serve(&*fabric, listen, size(length), integrity.crc, ready);
+                        served.await.map_err(failed)
+                    }
+                    None => write::serve_tcp(listen, size(length), ready).await.map_err(io_failed),
+                }
+            })?,
+            Side::Write { server, count, length, over, integrity } => {
+                let count = size(count.into());
                 let measured = block_on(async {
-                    write::measure(&fabric, server, count, integrity.crc).await.map_err(failed)
+                    match over.fabric()? {
+                        Some(fabric) => {
+                            write::measure(&*fabric, server, count, integrity.crc).await.map_err(failed)
+                        }
+                        None => write::measure_tcp(server, size(length), count).await.map_err(io_failed),
+                    }
                 })?;
-                say(&serde_json::to_string(&measured).unwrap_or_default());
+                say(serde_json::to_string(&measured).unwrap_or_default());
+            }
+            Side::Echo { listen, over } => block_on(async {
+                match over.fabric()? {
+                    Some(fabric) => latency::echo(&*fabric, listen, ready).await.map_err(failed),
+                    None => latency::echo_tcp(listen, ready).await.map_err(io_failed),
+                }
+            })?,
+            Side::Ping { server, count, over } => {
+                let count = size(count.into());
+                let measured = block_on(async {
+                    match over.fabric()? {
+                        Some(fabric) => latency::ping(&*fabric, server, count).await.map_err(failed),
+                        None => latency::ping_tcp(server, count).await.map_err(io_failed),
+                    }
+                })?;
+                say(serde_json::to_string(&measured).unwrap_or_default());
             }
         }
         Ok(ExitCode::SUCCESS)
     }
 }
 
-fn failed(error: FabricError) -> Failure {
+fn io_failed(error: std::io::Error) -> Failure {
     Failure::new(Code::Differs, error.to_string())
 }
 
-/// Prints a line at once: whoever waits for it reads a pipe.
-fn say(line: &str) {
-    let mut out = std::io::stdout().lock();
-    let _ = writeln!(out, "{line}").and_then(|()| out.flush());
+fn failed(error: FabricError) -> Failure {
+    Failure::new(Code::Differs, error.to_string())
 }
