@@ -379,13 +379,19 @@ async fn carry(
         }
     };
     let down = async {
+        let mut takes = true;
         loop {
             match arrived.recv().await {
                 Some(Arrived::Data(data)) => {
-                    to.write_all(&data).await.map_err(|_| Gone)?;
+                    // Whoever takes nothing any more has closed its end; what it said before, such as an agent's last
+                    // answer while the client was still saying something, is still to go the other way.
+                    takes = takes && to.write_all(&data).await.is_ok();
                     shared.with(|state| state.mux.consumed(id, data.len()));
                 }
-                Some(Arrived::Finish) => return to.shutdown().await.map_err(|_| Gone),
+                Some(Arrived::Finish) => {
+                    let _ = to.shutdown().await;
+                    return Ok(());
+                }
                 Some(Arrived::Reset) | None => return Err(Gone),
             }
         }

@@ -372,6 +372,22 @@ async fn a_stream_that_is_refused_or_left_ends_at_the_other_side() {
 }
 
 #[tokio::test]
+async fn what_was_said_before_an_end_was_closed_arrives_though_more_is_said_to_it() {
+    let ((_host, opener), (_guest, mut incoming)) = pair();
+    let mut stream = opener.open(Service(1)).unwrap();
+    let (mut near, far) = UnixStream::pair().unwrap();
+    // More than can be sent before the other side has taken some of it.
+    let answer = vec![7; 2 * WINDOW];
+    near.write_all(&answer).await.unwrap();
+    drop(near);
+    stream.write_all(b"more").await.unwrap();
+    incoming.next().await.unwrap().carry(far);
+    let mut said = Vec::new();
+    stream.read_to_end(&mut said).await.unwrap();
+    assert!(said == answer, "{} bytes of {}", said.len(), answer.len());
+}
+
+#[tokio::test]
 async fn the_end_of_the_line_is_the_end_of_its_streams() {
     let ((host, opener), (guest, mut incoming)) = pair();
     host.greeted().await.unwrap();
