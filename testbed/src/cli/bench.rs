@@ -1,12 +1,11 @@
 //! `testbed bench`: the figures.
 
-use std::io::Write as _;
 use std::process::ExitCode;
 
 use clap::ValueEnum;
 use indicatif::{ProgressBar, ProgressStyle};
 
-use super::{Code, Failure, Global, Outcome, block_on};
+use super::{Code, Failure, Global, Outcome, block_on, remark, say};
 use crate::bench::{self, BenchError, Figure};
 use crate::doctor::install_command;
 
@@ -48,11 +47,10 @@ impl Args {
         let progress = |what: &str| {
             bar.set_message(what.to_owned());
             if plain {
-                eprintln!("{what}");
+                remark(what);
             }
         };
         let mut all = Vec::new();
-        let mut out = std::io::stdout().lock();
         for figure in figures {
             let measured =
                 block_on(async { Ok(bench::run(&[*figure], self.rounds.into(), &progress).await) })?;
@@ -62,7 +60,7 @@ impl Args {
                 Err(BenchError::NoKernel(no)) if self.figures.is_empty() => {
                     let name = figure.to_possible_value();
                     let name = name.as_ref().map_or("", |value| value.get_name());
-                    bar.suspend(|| eprintln!("SKIP {name}: {no}; {}", no.help));
+                    bar.suspend(|| remark(format_args!("SKIP {name}: {no}; {}", no.help)));
                     continue;
                 }
                 Err(error) => {
@@ -73,7 +71,7 @@ impl Args {
             if !global.json {
                 bar.suspend(|| {
                     for row in &rows {
-                        let _ = writeln!(out, "{row}");
+                        say(row);
                     }
                 });
             }
@@ -81,8 +79,7 @@ impl Args {
         }
         bar.finish_and_clear();
         if global.json {
-            let _ = serde_json::to_writer_pretty(&mut out, &all);
-            let _ = writeln!(out);
+            say(serde_json::to_string_pretty(&all).unwrap_or_default());
         }
         Ok(ExitCode::SUCCESS)
     }

@@ -1,6 +1,7 @@
 //! How a verb fails: an exit code, a message and the remedy, printed by miette.
 
 use std::fmt;
+use std::io::{self, Write as _};
 use std::process::ExitCode;
 
 use miette::{
@@ -67,7 +68,8 @@ impl Failure {
 
     /// Prints the failure to standard error, as text or as JSON.
     pub fn print(&self, global: &Global) {
-        eprint!("{}", self.render(global.json, global.color_stderr()));
+        // Where nobody can take it, the exit code has to do.
+        let _ = write!(io::stderr(), "{}", self.render(global.json, global.color_stderr()));
     }
 
     fn render(&self, json: bool, color: bool) -> String {

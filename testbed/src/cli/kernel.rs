@@ -7,7 +7,7 @@ use std::time::Duration;
 use clap::{Subcommand, ValueEnum};
 use serde::Serialize;
 
-use super::{Code, Failure, Global, Outcome, block_on};
+use super::{Code, Failure, Global, Outcome, block_on, remark};
 use crate::agent::protocol::Blame;
 use crate::kernel::{
     self, Cache, Fragment, Image, Interrupt, KernelError, Manifest, Platform, Request, Source,
@@ -199,7 +199,7 @@ fn list(cache: &Cache, global: &Global) -> Outcome {
         return Ok(ExitCode::SUCCESS);
     }
     if images.is_empty() && !global.quiet {
-        eprintln!("no kernel is built; `testbed kernel build` builds one");
+        remark("no kernel is built; `testbed kernel build` builds one");
     }
     let mut rows = vec![["PLATFORM", "VERSION", "CONFIG", "SIZE", "BUILT", "PATH"].map(str::to_owned)];
     for image in &images {
@@ -224,7 +224,7 @@ fn remove(cache: &Cache, names: &[String], global: &Global) -> Outcome {
     for name in names {
         let image = cache.remove(name)?;
         if !global.quiet {
-            eprintln!("removed {}", image.name());
+            remark(format_args!("removed {}", image.name()));
         }
     }
     Ok(ExitCode::SUCCESS)
@@ -235,7 +235,7 @@ fn prune(cache: &Cache, global: &Global) -> Outcome {
     if global.json {
         print_json(&serde_json::json!({ "bytes": bytes }));
     } else if !global.quiet {
-        eprintln!("freed {}", megabytes(bytes));
+        remark(format_args!("freed {}", megabytes(bytes)));
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -38,7 +38,7 @@ mod validate;
 
 pub use failure::{Code, Failure};
 pub use global::{ColorChoice, Global};
-pub(crate) use print::{print, say};
+pub(crate) use print::{print, remark, say};
 
 /// What a verb comes to.
 pub type Outcome = Result<ExitCode, Failure>;

@@ -1,12 +1,12 @@
 //! `testbed observe`: hidden, since a guest's first process starts it.
 
-use std::io::{self, Read as _, Write as _};
+use std::io::{self, Read as _};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use tokio::sync::watch;
 
-use super::{Code, Failure, Global, Outcome, block_on};
+use super::{Code, Failure, Global, Outcome, block_on, print};
 use crate::agent::client::Client;
 use crate::agent::runtime::LabDir;
 use crate::scenario::{Claim, Observed, Question, Runner};
@@ -45,9 +45,7 @@ impl Args {
                 Err(error) => Observed::Not(error),
             })
         })?;
-        let text = serde_json::to_vec(&observed).map_err(|error| failed("write", error.into()))?;
-        let mut out = io::stdout().lock();
-        out.write_all(&text).and_then(|()| out.flush()).map_err(|error| failed("answer", error))?;
+        print(serde_json::to_string(&observed).map_err(|error| failed("write", error.into()))?);
         Ok(ExitCode::SUCCESS)
     }
 }

@@ -26,6 +26,11 @@ pub(crate) fn print(text: impl std::fmt::Display) {
     }
 }
 
+/// Says a line on standard error, beside what a verb prints. Where nobody can take it, it is of no use to anyone.
+pub(crate) fn remark(text: impl std::fmt::Display) {
+    let _ = writeln!(io::stderr(), "{text}");
+}
+
 /// Fails if anything could not be printed.
 pub(super) fn check() -> Result<(), Failure> {
     match FAILED.lock().unwrap_or_else(PoisonError::into_inner).take() {

@@ -8,7 +8,7 @@ use serde_json::json;
 
 use super::fabric::Fabric;
 use super::lab::seconds;
-use super::{Code, Failure, Global, Outcome, block_on, print, say, status};
+use super::{Code, Failure, Global, Outcome, block_on, print, remark, say, status};
 use crate::agent::protocol::Status;
 use crate::agent::runtime::{LabName, Runtime};
 use crate::guest::choice::{self, Clock, Kernel, Place, Wanted};
@@ -85,14 +85,16 @@ impl Args {
         let wanted = Wanted { kernel: self.kernel, fabrics: &[plan.fabric], clock: self.clock };
         let choice = choice::of_machine(&wanted)?;
         if let Some(note) = choice.note.filter(|_| !global.quiet) {
-            eprintln!("{note}");
+            remark(note);
         }
         if let Place::Qemu { image, emulator } = &choice.place
             && let Accelerator::Tcg { why } =
                 block_on(async { Ok(qemu::accelerator(emulator, &image.path()).await) })?
             && !global.quiet
         {
-            eprintln!("QEMU emulates the processor, which is some ten times slower than KVM ({why})");
+            remark(format_args!(
+                "QEMU emulates the processor, which is some ten times slower than KVM ({why})"
+            ));
         }
         // This very program, whatever it is called.
         let program = std::env::current_exe().map_err(|error| {

@@ -41,6 +41,25 @@ fn a_guest_that_cannot_be_measured_is_exit_code_3_with_what_mends_it() {
 }
 
 #[test]
+fn figures_that_cannot_be_written_are_a_failure() {
+    if testbed(&["doctor"]).status.code() != Some(0) {
+        let reason = "no lab can be brought up here, says testbed doctor";
+        assert!(std::env::var_os("TESTBED_REQUIRE_ALL").is_none(), "{reason}");
+        eprintln!("SKIP figures_that_cannot_be_written_are_a_failure: {reason}");
+        return;
+    }
+    for json in [&[][..], &["--json"]] {
+        let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
+        let mut bench = Command::new(env!("CARGO_BIN_EXE_testbed"));
+        bench.args(["bench", "up-down", "--rounds", "1"]).args(json).stdout(full);
+        let output = bench.output().unwrap();
+        let message = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(1), "{message}");
+        assert!(message.contains("cannot write to standard output"), "{message}");
+    }
+}
+
+#[test]
 fn a_figure_that_is_none_is_exit_code_2_with_those_there_are() {
     let output = testbed(&["bench", "relay-thruput"]);
     assert_eq!(output.status.code(), Some(2));

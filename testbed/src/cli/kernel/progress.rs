@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
 
-use crate::cli::Global;
+use crate::cli::{Global, remark};
 use crate::kernel::{Progress, Stage, Watch};
 
 /// Tells it on standard error.
@@ -81,18 +81,18 @@ impl Watch for Reporter {
                 bar.set_position(done);
             }
             (Kind::Lines { .. }, Progress::Waiting { what }) => {
-                eprintln!("waiting: another testbed is at {what}");
+                remark(format_args!("waiting: another testbed is at {what}"));
             }
             (Kind::Lines { tenth }, Progress::Started { stage, what }) => {
                 *tenth = 0;
-                eprintln!("{stage} {what}");
+                remark(format_args!("{stage} {what}"));
             }
             (Kind::Lines { tenth }, Progress::Reached { stage, done, total }) => {
                 let now = done * 10 / total.max(1);
                 if now > *tenth {
                     *tenth = now;
                     let unit = if stage == Stage::Fetch { "bytes" } else { "objects" };
-                    eprintln!("{stage}: {done} of about {total} {unit}");
+                    remark(format_args!("{stage}: {done} of about {total} {unit}"));
                 }
             }
         }
