@@ -16,8 +16,8 @@ use serde_json::json;
 use self::matrix::matrix;
 use self::session::Session;
 use super::lab::seconds;
-use super::{Code, Failure, Global, Outcome, block_on, say};
-use crate::guest::choice::{self, Choice, Clock, Kernel, NoChoice, Wanted};
+use super::{Code, Failure, Global, Outcome, block_on, remark, say};
+use crate::guest::choice::{self, Choice, Clock, Kernel, NoChoice, Place, Wanted};
 use crate::report::{Event, GitHub, Human, JUnit, Json, Reporter};
 use crate::scenario::{Library, Partition, Pattern, Scenario, select};
 use crate::topology;
@@ -79,7 +79,8 @@ pub(super) struct Args {
     /// Run one part of several: hash:M/N by name, slice:M/N in turn.
     #[arg(long, env = "TESTBED_PARTITION", value_name = "PART", hide_env_values = true)]
     partition: Option<Partition>,
-    /// Leave the lab up, under the topology's name, with the files of every run (captures too) in its directory.
+    /// Leave the lab up, under the topology's name, with the files of every run (captures too) in its directory; not in
+    /// guests, which end with their scenario.
     #[arg(long, env = "TESTBED_KEEP", value_parser = FalseyValueParser::new(), hide_env_values = true)]
     keep: bool,
     /// The directory with scenarios and their snapshots; by default the nearest `golden`, upwards from here.
@@ -182,7 +183,16 @@ impl Args {
         built_for(&fabrics)?;
         let (Choice { place, note }, missing) = self.place(&fabrics)?;
         if let Some(note) = note.filter(|_| !global.quiet) {
-            eprintln!("{note}");
+            remark(note);
+        }
+        if self.keep && place != Place::Host {
+            return Err(Failure::with_help(
+                Code::Usage,
+                format!(
+                    "--keep leaves a lab up, and here each scenario has one of its own in {place}, which ends with it"
+                ),
+                "leave --keep out; `testbed up --kernel uml` brings up a lab in a guest that stays",
+            ));
         }
         let reporters = self.reporters(global)?;
         let skipped = library.scenarios().len() - scenarios.len();

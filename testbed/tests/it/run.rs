@@ -12,6 +12,7 @@ use std::time::SystemTime;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
+use testbed::kernel::{Cache, Platform};
 
 use crate::support::{Labs, wait_for};
 
@@ -133,15 +134,28 @@ pub(crate) fn seen(findings: &[Value]) -> Vec<&str> {
 }
 
 #[test]
-fn everything_passes_twice_with_the_same_observations() {
-    let Some(bench) = Bench::new(Labs::new("everything_passes_twice_with_the_same_observations")) else {
-        return;
-    };
-    let first = bench.findings(0, &["wan-10g"]);
-    assert!(first.len() >= 8, "{:?}", verdicts(&first));
-    assert!(first.iter().all(|finding| finding["verdict"] == "pass"), "{:?}", verdicts(&first));
-    let second = bench.findings(0, &["wan-10g"]);
-    assert_eq!(seen(&first), seen(&second));
+fn everything_passes_and_what_runs_twice_shows_the_same() {
+    let test = "everything_passes_and_what_runs_twice_shows_the_same";
+    // Each in a lab of its own, all at once: most of a scenario is waiting for what comes over the link.
+    let parts = ["slice:1/4", "slice:2/4", "slice:3/4", "slice:4/4", "slice:1/4"];
+    let ran: Option<Vec<Vec<Value>>> = std::thread::scope(|scope| {
+        let run = |part| {
+            scope.spawn(move || {
+                Some(Bench::new(Labs::new(test))?.findings(0, &["wan-10g", "--partition", part]))
+            })
+        };
+        let running = parts.map(run);
+        running.into_iter().map(|part| part.join().unwrap()).collect()
+    });
+    let Some(ran) = ran else { return };
+    let [parts @ .., again] = &ran[..] else { panic!("{} parts", ran.len()) };
+    assert_eq!(seen(&parts[0]), seen(again));
+    let all = parts.concat();
+    assert!(all.iter().all(|finding| finding["verdict"] == "pass"), "{:?}", verdicts(&all));
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../golden");
+    let names = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    let scenarios = names.filter(|name| name.ends_with(".toml") && !name.starts_with("interop-"));
+    assert_eq!(all.len(), scenarios.count(), "{:?}", verdicts(&all));
 }
 
 #[test]
@@ -309,6 +323,37 @@ fn the_reports_for_machines_are_well_formed() {
 }
 
 #[test]
+fn a_report_that_cannot_be_written_is_an_error_but_a_closed_pipe_is_none() {
+    let test = "a_report_that_cannot_be_written_is_an_error_but_a_closed_pipe_is_none";
+    let Some(bench) = Bench::new(Labs::new(test)) else { return };
+    let full = || fs::File::options().write(true).open("/dev/full").unwrap();
+    let run = |args: &[&str], stdout: Stdio| {
+        let mut command = bench.labs.testbed();
+        let output = command.args(bench.args(args)).stdout(stdout).output().unwrap();
+        assert_eq!(bench.labs.remains(), [""; 0], "the run left a lab behind");
+        output
+    };
+    let chosen = ["direct", "get-empty"];
+    for more in [&[][..], &["--json"], &["--junit", "/dev/full"]] {
+        let stdout = if more.len() == 2 { Stdio::null() } else { full().into() };
+        let output = run(&[&chosen[..], more].concat(), stdout);
+        let said = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{more:?}: {said}");
+        assert!(said.contains("cannot write the report: No space left"), "{more:?}: {said}");
+    }
+    for more in [&[][..], &["--json"]] {
+        let (read, write) = std::io::pipe().unwrap();
+        drop(read);
+        let output = run(&[&chosen[..], more].concat(), write.into());
+        assert_eq!((output.status.code(), text(&output.stderr)), (Some(0), String::new()), "{more:?}");
+    }
+    // Nobody can be told why, but it is an error all the same.
+    let mut command = bench.labs.testbed();
+    let status = command.args(bench.args(&chosen)).stdout(full()).stderr(full()).status().unwrap();
+    assert_eq!(status.code(), Some(1));
+}
+
+#[test]
 fn parts_cover_everything_exactly_once() {
     let Some(bench) = Bench::new(Labs::new("parts_cover_everything_exactly_once")) else { return };
     let list = |part: &str| -> Vec<String> {
@@ -337,6 +382,13 @@ fn what_makes_no_sense_is_refused_before_a_lab_is_made() {
     assert!(bench.expect(2, &["wan10g"]).contains("wan-10g"));
     assert!(bench.expect(2, &["wan-10g", "--partition", "hash:5/4"]).contains("hash:1/4"));
     assert!(bench.expect(2, &["wan-10g", "--kernel", "host", "--clock", "virtual"]).contains("--kernel uml"));
+    if Cache::of_user().and_then(|cache| cache.newest(Platform::Uml)).unwrap().is_some() {
+        let said = bench.expect(2, &["wan-10g", "get-empty", "--kernel", "uml", "--keep"]);
+        assert!(
+            said.contains("--keep leaves a lab up") && said.contains("testbed up --kernel uml"),
+            "{said}"
+        );
+    }
     if !cfg!(feature = "verbs") {
         for fabric in ["siw", "soft,rxe", "all"] {
             assert!(bench.expect(3, &["wan-10g", "--fabric", fabric]).contains("--features verbs"));

@@ -13,6 +13,25 @@ pub(super) struct Job<'a> {
     pub(super) fabrics: Fabrics,
 }
 
+/// From so many bytes on a scenario takes several times as long as most do.
+const LONG: u64 = 16 << 20;
+
+impl Job<'_> {
+    /// What is greater takes longer: as it grows with the bytes that move, and with the packets that carry them, which are
+    /// the smallest on rxe (1 KiB, each on its way through the whole of a guest's kernel). All that are short are alike.
+    pub(super) fn cost(&self) -> (u64, u8) {
+        let files = self.scenario.server.files.iter().chain(&self.scenario.client.upload);
+        let bytes: u64 = files.map(|file| file.size).sum();
+        let packets = match self.fabrics.device() {
+            _ if bytes < LONG => 0,
+            FabricKind::Soft => 1,
+            FabricKind::Siw => 2,
+            FabricKind::Rxe => 3,
+        };
+        (bytes / LONG, packets)
+    }
+}
+
 /// All that is to be run, fabric by fabric. A scenario that names a fabric is run where that is asked for, beside those
 /// that need the same devices.
 pub(super) fn matrix<'a>(scenarios: &[&'a Scenario], asked: &[FabricKind]) -> Vec<Job<'a>> {
@@ -51,6 +70,20 @@ mod tests {
         let scenarios: Vec<&Scenario> = scenarios.iter().collect();
         let jobs = matrix(&scenarios, asked);
         jobs.iter().map(|job| format!("{} {}", job.fabrics, job.scenario.name)).collect()
+    }
+
+    #[test]
+    fn more_bytes_and_smaller_packets_cost_more() {
+        let file = |size: &str| format!("[[server.file]]\npath = \"x\"\nsize = \"{size}\"\n[client]\n");
+        let [short, long] = ["1 MiB", "64 MiB"].map(|size| scenario(&format!("{size}.toml"), &file(size)));
+        let empty = scenario("empty.toml", "[server]\n[client]\n");
+        let scenarios = [&short, &empty, &long];
+        let mut jobs = matrix(&scenarios, &[Soft, Rxe]);
+        jobs.sort_by_key(Job::cost);
+        let names: Vec<String> =
+            jobs.iter().map(|job| format!("{} {}", job.fabrics, job.scenario.name)).collect();
+        let expected = ["soft 1 MiB", "soft empty", "rxe 1 MiB", "rxe empty", "soft 64 MiB", "rxe 64 MiB"];
+        assert_eq!(names, expected);
     }
 
     #[test]

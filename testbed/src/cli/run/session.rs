@@ -1,5 +1,7 @@
 //! One call of `testbed run`, once it is known what is to be run and where.
 
+use std::cmp::Reverse;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::process::ExitCode;
@@ -15,7 +17,7 @@ use super::{Args, Missing, Reporters};
 use crate::agent::client::Client;
 use crate::agent::protocol::Blame;
 use crate::agent::runtime::LabName;
-use crate::cli::{Code, Failure, Outcome};
+use crate::cli::{Code, Failure, Outcome, remark};
 use crate::golden::Store;
 use crate::guest::choice::{Clock, Place};
 use crate::guest::host::{self, Lease, Options, Up, UpError};
@@ -180,10 +182,16 @@ impl Session<'_> {
                 }
                 Err(error) => return Err(error.into()),
             };
-            if !std::mem::replace(&mut started, true) {
-                findings.reporters.tell(&Event::Started(&self.started(Some(lab.client.lab().name()))))?;
-            }
-            let ran = self.in_lab(jobs, &plan, &lab, cancelled, findings).await;
+            let told = match std::mem::replace(&mut started, true) {
+                false => {
+                    findings.reporters.tell(&Event::Started(&self.started(Some(lab.client.lab().name()))))
+                }
+                true => Ok(()),
+            };
+            let ran = match told {
+                Ok(()) => self.in_lab(jobs, &plan, &lab, cancelled, findings).await,
+                Err(failure) => Err(failure),
+            };
             let down = self.leave(lab).await;
             ran?;
             down?;
@@ -283,7 +291,8 @@ impl Session<'_> {
             None if self.args.clock == Clock::Wall => 1,
             None => std::thread::available_parallelism().map_or(1, usize::from),
         };
-        let run = async |job: &Job<'_>| {
+        let run = async |number: usize| {
+            let job = &self.jobs[number];
             let begun = Instant::now();
             let seen = guests
                 .run(&Question {
@@ -293,20 +302,41 @@ impl Session<'_> {
                     clock: self.args.clock,
                 })
                 .await;
-            (begun.elapsed(), seen)
+            (number, begun.elapsed(), seen)
         };
-        let mut all = pin!(stream::iter(self.jobs).map(run).buffered(at_once));
+        let mut order: Vec<usize> = (0..self.jobs.len()).collect();
+        if at_once > 1 {
+            // So that the last one to end is no long one that began last.
+            order.sort_by_key(|number| Reverse(self.jobs[*number].cost()));
+        }
+        let mut all = pin!(stream::iter(order).map(run).buffer_unordered(at_once));
         let mut interrupted = cancelled.clone();
-        for job in self.jobs {
-            findings.begin(job)?;
-            let next = tokio::select! {
-                next = all.next() => next,
-                Ok(_) = interrupted.wait_for(|cancelled| *cancelled) => None,
-            };
-            let Some((elapsed, seen)) = next else { break };
+        // What has ended, and waits for its turn: whatever ends first, it is told of in the order of the jobs.
+        let mut ended = BTreeMap::new();
+        let told = |number: usize, elapsed, seen: Result<Observation, RunError>, findings: &mut Findings| {
+            let job = &self.jobs[number];
             let took = seen.as_ref().ok().map(|seen| seen.timeline.took);
             let simulated = took.filter(|_| self.args.clock == Clock::Virtual);
-            findings.add(job, elapsed, simulated, self.judge(job, seen)?)?;
+            findings.add(job, elapsed, simulated, self.judge(job, seen)?)
+        };
+        'jobs: for (number, job) in self.jobs.iter().enumerate() {
+            findings.begin(job)?;
+            let (elapsed, seen) = loop {
+                if let Some(one) = ended.remove(&number) {
+                    break one;
+                }
+                let next = tokio::select! {
+                    next = all.next() => next,
+                    Ok(_) = interrupted.wait_for(|cancelled| *cancelled) => None,
+                };
+                let Some((number, elapsed, seen)) = next else { break 'jobs };
+                ended.insert(number, (elapsed, seen));
+            };
+            told(number, elapsed, seen, findings)?;
+        }
+        // Only where it was interrupted is anything left.
+        for (number, (elapsed, seen)) in ended {
+            told(number, elapsed, seen, findings)?;
         }
         Ok(())
     }
@@ -355,7 +385,7 @@ fn with_devices(plan: &Plan, device: FabricKind) -> Plan {
 /// Waits for other runs in the lab to end.
 async fn claim(client: &Client) -> Result<Claim, UpError> {
     let name = client.lab().name();
-    let waiting = || eprintln!("waiting: another run is using lab {name}");
+    let waiting = || remark(format_args!("waiting: another run is using lab {name}"));
     let claimed = Claim::take(client, waiting).await;
     claimed.map_err(|error| UpError::Failed {
         message: format!("cannot claim lab {name} for this run: {error}"),
