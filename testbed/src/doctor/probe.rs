@@ -56,6 +56,14 @@ pub struct Attempts {
     pub seccomp: Option<Result<(), Errno>>,
 }
 
+impl Attempts {
+    /// Whether there can be labs on this machine's kernel at all.
+    pub fn allow_labs(&self) -> bool {
+        let worked = |attempt| attempt == Some(Ok(()));
+        worked(self.namespaces) && worked(self.proc) && (worked(self.tap) || worked(self.packet))
+    }
+}
+
 /// Attempts, as they go through the pipe: [`UNTRIED`], 0, or an errno.
 const STEPS: usize = 9;
 const UNTRIED: i32 = -1;

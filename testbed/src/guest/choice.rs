@@ -77,30 +77,46 @@ pub struct Lack {
 impl Facts {
     /// Looks at this machine, as far as what is wanted depends on it.
     pub fn gather(wanted: &Wanted<'_>) -> Self {
-        let of_kernel: Vec<FabricKind> =
-            wanted.fabrics.iter().copied().filter(|fabric| *fabric != FabricKind::Soft).collect();
         let images = Cache::of_user().and_then(|cache| cache.images()).unwrap_or_default();
         let newest = |platform| images.iter().find(|image| image.manifest.platform == platform).cloned();
-        let emulator = find(QEMU_PROGRAM);
-        let asks_host = matches!(wanted.kernel, Kernel::Auto | Kernel::Host) && !of_kernel.is_empty();
+        let doubtful: Vec<FabricKind> =
+            wanted.fabrics.iter().copied().filter(|fabric| doubtful(*fabric, wanted)).collect();
         // Doctor's look takes a moment, and most labs do not depend on it.
-        let lacks = asks_host.then(|| {
+        let lacks = (!doubtful.is_empty()).then(|| {
             let report = doctor::examine(&doctor::Facts::gather(Sources::system()));
-            of_kernel.into_iter().filter_map(|fabric| lack(fabric, &report)).collect()
+            doubtful.into_iter().filter_map(|fabric| lack(fabric, &report)).collect()
         });
         Self {
             host_lacks: lacks.unwrap_or_default(),
             uml: newest(Platform::Uml),
             qemu: newest(Platform::Qemu),
-            emulator,
+            emulator: find(QEMU_PROGRAM),
         }
+    }
+}
+
+/// Whether doctor has to be asked for a fabric on this machine's kernel. Soft needs no more than that there can be labs;
+/// where that was asked for by name, whoever makes the lab says why there is none.
+fn doubtful(fabric: FabricKind, wanted: &Wanted<'_>) -> bool {
+    match (wanted.kernel, fabric) {
+        _ if wanted.clock == Clock::Virtual => false,
+        (Kernel::Uml | Kernel::Qemu, _) | (Kernel::Host, FabricKind::Soft) => false,
+        (Kernel::Auto, FabricKind::Soft) => !doctor::attempt().is_ok_and(|attempts| attempts.allow_labs()),
+        (Kernel::Auto | Kernel::Host, FabricKind::Siw | FabricKind::Rxe) => true,
     }
 }
 
 /// What `doctor` has against a fabric of the kernel's.
 fn lack(fabric: FabricKind, report: &doctor::Report) -> Option<Lack> {
-    let name = fabric.to_string();
-    let check = report.checks.iter().find(|check| check.name == name && check.status != Status::Ok)?;
+    let check = match fabric {
+        FabricKind::Soft if report.able => return None,
+        // What every lab needs comes first.
+        FabricKind::Soft => report.checks.iter().find(|check| check.status == Status::Missing)?,
+        FabricKind::Siw | FabricKind::Rxe => {
+            let name = fabric.to_string();
+            report.checks.iter().find(|check| check.name == name && check.status != Status::Ok)?
+        }
+    };
     let why = match &check.meaning[..] {
         "" => check.found.clone(),
         meaning => format!("{}: {meaning}", check.found),
@@ -198,10 +214,15 @@ pub fn choose(wanted: &Wanted<'_>, facts: &Facts) -> Result<Choice, NoChoice> {
                 let place = uml(facts).or_else(|_| qemu(facts)).map_err(|_| nowhere(no_host.clone()))?;
                 let lacking: Vec<String> =
                     facts.host_lacks.iter().map(|lack| lack.fabric.to_string()).collect();
-                let note = format!(
-                    "this machine's kernel has no {}: the lab lives in {place}",
-                    lacking.join(" and no ")
-                );
+                let note = match &facts.host_lacks[..] {
+                    [Lack { fabric: FabricKind::Soft, why, .. }, ..] => {
+                        format!("this machine's kernel can have no lab ({why}): it lives in {place}")
+                    }
+                    _ => {
+                        let lacking = lacking.join(" and no ");
+                        format!("this machine's kernel has no {lacking}: the lab lives in {place}")
+                    }
+                };
                 Ok(Choice { place, note: Some(note) })
             }
         },
@@ -283,11 +304,11 @@ mod tests {
         Image { directory: format!("/cache/{platform}").into(), manifest }
     }
 
-    /// What is there: `s` siw and `r` rxe on the machine, `u` and `q` kernels for guests, `e` the emulator.
+    /// What is there: `s` siw and `r` rxe on the machine, `n` no labs there, `u` and `q` kernels for guests, `e` the emulator.
     fn facts(there: &str, fabrics: &[FabricKind]) -> Facts {
         let has = |what: char| there.contains(what);
         let lacks = |fabric: FabricKind| match fabric {
-            Soft => false,
+            Soft => has('n'),
             Siw => !has('s'),
             Rxe => !has('r'),
         };
@@ -315,6 +336,9 @@ mod tests {
         let table: &[Case] = &[
             (Auto, &[Soft], "", Ok("host")),
             (Auto, &[Soft], "srueq", Ok("host")),
+            (Auto, &[Soft], "nu", Ok("uml")),
+            (Auto, &[Soft], "nqe", Ok("qemu")),
+            (Auto, &[Soft], "n", Err("testbed kernel build uml")),
             (Auto, &[Siw], "s", Ok("host")),
             (Auto, &[Siw], "rue", Ok("uml")),
             (Auto, &[Siw], "qe", Ok("qemu")),
@@ -368,6 +392,9 @@ mod tests {
     fn the_note_says_what_goes_where() {
         let choice = decide(Kernel::Auto, Clock::Wall, &[Siw, Rxe], "u").unwrap();
         let expected = "this machine's kernel has no siw and no rxe: the lab lives in a User-Mode Linux guest, Linux 7.3";
+        assert_eq!(choice.note.as_deref(), Some(expected));
+        let choice = decide(Kernel::Auto, Clock::Wall, &[Soft], "nu").unwrap();
+        let expected = "this machine's kernel can have no lab (the kernel has none): it lives in a User-Mode Linux guest, Linux 7.3";
         assert_eq!(choice.note.as_deref(), Some(expected));
     }
 }
