@@ -5,7 +5,10 @@ use std::process::{Command, Output, Stdio};
 use testbed::kernel::{Cache, Platform};
 use testbed::topology;
 
-use crate::support::{ADDRESS, FABRIC, skip};
+use crate::support::{ADDRESS, ADDRESS_V6, FABRIC, skip};
+
+/// The address of IP version 6 that the host under test is given.
+const V6: &str = "fd00::1";
 
 #[test]
 fn the_battery_over_soft() {
@@ -59,14 +62,29 @@ impl Drop for Lab {
     }
 }
 
+/// Whether there is a kernel for guests; says it where there is none.
+pub(crate) fn there_is_a_kernel(test: &str) -> bool {
+    let there = Cache::of_user().and_then(|cache| cache.newest(Platform::Uml)).unwrap().is_some();
+    if !there {
+        skip(test, "no UML kernel is built; `testbed kernel build` builds one");
+    }
+    there
+}
+
 /// Runs the battery in one of a lab's hosts.
 fn battery(test: &str, fabric: &str) {
-    if Cache::of_user().and_then(|cache| cache.newest(Platform::Uml)).unwrap().is_none() {
-        return skip(test, "no UML kernel is built; `testbed kernel build` builds one");
+    if !there_is_a_kernel(test) {
+        return;
     }
     let lab = Lab::up(fabric);
+    // Beside what the topology gives it, an address of IP version 6, which the lab has turned off where no host has one.
+    let script =
+        format!("echo 0 > /proc/sys/net/ipv6/conf/eth0/disable_ipv6; ip address add {V6}/64 dev eth0 nodad");
+    let output = lab.testbed(&["exec", "server", "--", "sh", "-c", &script]);
+    assert!(output.status.success(), "{output:?}");
     let address = topology::load("direct").unwrap().hosts[0].address().unwrap();
     let (fabric, address) = (format!("{FABRIC}={fabric}"), format!("{ADDRESS}={address}"));
+    let address_v6 = format!("{ADDRESS_V6}={V6}");
     let this = std::env::current_exe().unwrap();
     let output = lab.testbed(&[
         "exec",
@@ -75,8 +93,10 @@ fn battery(test: &str, fabric: &str) {
         "env",
         &fabric,
         &address,
+        &address_v6,
         this.to_str().unwrap(),
         "--test-threads=1",
+        "addresses::",
         "battery::",
         "interoperation::",
         "killed::",

@@ -3,8 +3,10 @@
 
 #![cfg(feature = "verbs")]
 
+mod addresses;
 mod battery;
 mod by_hand;
+mod cut;
 mod guest;
 mod interoperation;
 mod judge;

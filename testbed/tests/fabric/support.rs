@@ -1,6 +1,6 @@
 //! The fabric under test, and two ends of a connection on it.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,6 +18,9 @@ pub(crate) const FABRIC: &str = "FABRIC_UNDER_TEST";
 
 /// An address of this host that the fabric is reached by; loopback without it.
 pub(crate) const ADDRESS: &str = "FABRIC_ADDRESS";
+
+/// Another, of IP version 6; loopback without it.
+pub(crate) const ADDRESS_V6: &str = "FABRIC_ADDRESS_V6";
 
 /// The fabric under test.
 pub(crate) fn kind() -> FabricKind {
@@ -39,6 +42,12 @@ pub(crate) fn fabric() -> Arc<dyn Fabric> {
 /// Where to listen.
 pub(crate) fn any_port() -> SocketAddr {
     let ip = std::env::var(ADDRESS).map_or(IpAddr::V4(Ipv4Addr::LOCALHOST), |ip| ip.parse().unwrap());
+    (ip, 0).into()
+}
+
+/// Where to listen on IP version 6.
+pub(crate) fn any_port_v6() -> SocketAddr {
+    let ip = std::env::var(ADDRESS_V6).map_or(IpAddr::V6(Ipv6Addr::LOCALHOST), |ip| ip.parse().unwrap());
     (ip, 0).into()
 }
 
@@ -86,8 +95,21 @@ pub(crate) async fn pair_between(
     listener: &dyn Listener,
     theirs: ConnectOptions,
 ) -> (End, End) {
+    let to = listener.local_addr();
+    pair_at(connecting, to, ours, listening, listener, theirs).await
+}
+
+/// The same, where the listener is reached by another address than it has itself.
+pub(crate) async fn pair_at(
+    connecting: &dyn Fabric,
+    to: SocketAddr,
+    ours: ConnectOptions,
+    listening: &dyn Fabric,
+    listener: &dyn Listener,
+    theirs: ConnectOptions,
+) -> (End, End) {
     let (a, b) = (connecting.allocate_pd().unwrap(), listening.allocate_pd().unwrap());
-    let connect = connecting.connect(&a, listener.local_addr(), ours);
+    let connect = connecting.connect(&a, to, ours);
     let accept = async { listener.accept().await?.accept(&b, theirs).await };
     let (connected, accepted) = soon(async { tokio::join!(connect, accept) }).await;
     match (connected, accepted) {
