@@ -123,6 +123,10 @@ fn every_verb(guests: &Guests, kernel: &str) {
     let writer = std::thread::spawn(move || stdin.write_all(&b"through and back ".repeat(10_000)).unwrap());
     assert_eq!(tr.wait_with_output().unwrap().stdout, b"THROUGH AND BACK ".repeat(10_000));
     writer.join().unwrap();
+    // Megabytes, whole and in order.
+    let counted = labs.run(["exec", "client", "--", "seq", "1000000"]).stdout;
+    let expected: String = (1..=1_000_000).map(|n| format!("{n}\n")).collect();
+    assert!(counted == expected.as_bytes(), "{} bytes of {}", counted.len(), expected.len());
     let mut shell = labs.testbed();
     let shell = shell.args(["shell", "client"]).env("SHELL", "/bin/sh").stdin(Stdio::piped()).spawn();
     let mut shell = shell.unwrap();

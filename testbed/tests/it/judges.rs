@@ -1,10 +1,11 @@
 //! siw and rxe inside our labs, in a guest, judged by programs that nobody here wrote.
 
 use std::fs;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
-use testbed::agent::protocol::PortState;
+use testbed::agent::protocol::{PortState, Status};
 use testbed::kernel::{Cache, Platform};
 use testbed::lab::rdma::{Events, gids, state as port_state};
 
@@ -93,13 +94,21 @@ fn rping_and_ucmatose_pass_between_two_hosts() {
 }
 
 #[test]
-fn ibv_devinfo_shows_the_devices_as_what_they_are() {
-    let test = "ibv_devinfo_shows_the_devices_as_what_they_are";
+fn ibv_devinfo_shows_the_devices_as_what_they_are_and_status_agrees() {
+    let test = "ibv_devinfo_shows_the_devices_as_what_they_are_and_status_agrees";
     for (fabric, transport) in [("siw", "iWARP (1)"), ("rxe", "InfiniBand (0)")] {
         let Some(labs) = lab(test, fabric, &[("/usr/bin/ibv_devinfo", "ibverbs-utils")]) else { return };
-        for host in ["server", "client"] {
-            let device = format!("{fabric}-{host}-eth0");
-            let text = labs.expect(0, ["exec", host, "--", "ibv_devinfo", "-d", &device]);
+        let status: Status = serde_json::from_value(labs.status()).unwrap();
+        for (host, plan) in status.hosts.iter().zip(&status.plan.hosts) {
+            let [device] = &host.devices[..] else { panic!("{host:?}") };
+            assert_eq!(device.name, format!("{fabric}-{}-eth0", host.name));
+            assert_eq!((device.fabric.to_string(), device.state), (fabric.to_owned(), PortState::Active));
+            if fabric == "rxe" {
+                let IpAddr::V4(address) = plan.address().unwrap() else { panic!("{plan:?}") };
+                let gid = device.gids.iter().find(|gid| gid.gid == address.to_ipv6_mapped());
+                assert_eq!(gid.unwrap().kind, "RoCE v2", "{device:?}");
+            }
+            let text = labs.expect(0, ["exec", &host.name, "--", "ibv_devinfo", "-d", &device.name]);
             let words: Vec<_> = text.split_whitespace().collect::<Vec<_>>();
             let shown = words.join(" ");
             for expected in [

@@ -2,22 +2,20 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::net::IpAddr;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use rdma_http::fabric::FabricKind;
 use testbed::agent::client::{self, Client};
 use testbed::agent::frame::FrameReader;
-use testbed::agent::protocol::{Exit, MAX_ANSWER, PortState, Response};
+use testbed::agent::protocol::{MAX_ANSWER, Response};
 use testbed::agent::runtime::{LabDir, Runtime};
 use testbed::guest::choice::Clock;
 use testbed::guest::machine::{Config, Guest, GuestError, Machine};
 use testbed::guest::order::Order;
 use testbed::kernel::{Cache, Image, Platform};
-use testbed::topology::{self, Plan};
+use testbed::topology;
 use tokio::net::{UnixListener, UnixStream};
 
 use crate::support::{LONG, skip, wait_for};
@@ -35,7 +33,6 @@ fn uml_image(test: &str) -> Option<Image> {
 struct Bed {
     directory: tempfile::TempDir,
     config: Config,
-    fabric: FabricKind,
 }
 
 impl Bed {
@@ -51,7 +48,7 @@ impl Bed {
             log: None,
             lock: None,
         };
-        Some(Self { directory, config, fabric: FabricKind::Soft })
+        Some(Self { directory, config })
     }
 
     /// A script, as a guest's first process.
@@ -65,9 +62,9 @@ impl Bed {
     fn order(&self) -> Order {
         Order {
             lab: "direct".into(),
-            plan: Plan { fabric: self.fabric, ..topology::load("direct").unwrap() },
+            plan: topology::load("direct").unwrap(),
             program: self.config.program.clone(),
-            shared: vec![self.directory.path().join("shared")],
+            shared: Vec::new(),
             env: BTreeMap::new(),
             cwd: None,
         }
@@ -79,7 +76,6 @@ impl Bed {
 
     /// Boots, has the lab made, and connects a client to its agent as on the machine itself.
     async fn up(&self) -> (Guest, UnixListener, UnixStream) {
-        fs::create_dir_all(self.directory.path().join("shared")).unwrap();
         fs::create_dir_all(self.lab().path()).unwrap();
         let start = Instant::now();
         let mut guest = Guest::boot(&self.config).await.unwrap();
@@ -124,46 +120,6 @@ fn a_shell_script_is_the_first_process_of_a_guest() {
 }
 
 #[tokio::test]
-async fn the_agent_in_a_guest_answers_as_on_the_machine() {
-    let Some(guest) = Bed::new("the_agent_in_a_guest_answers_as_on_the_machine") else { return };
-    let (uml, listener, _caller) = guest.up().await;
-    let client = Client::new(guest.lab());
-    let talk = async {
-        let status = client.status().await.unwrap();
-        assert_eq!(status.plan, guest.order().plan);
-
-        let shared = guest.order().shared[0].join("from-the-guest");
-        let script = format!(
-            "uname -r; id -u; echo kept > {}; echo lost > /usr/lost; cat /usr/lost",
-            shared.display()
-        );
-        let command = client::Command::new("server", "sh").args(["-c", &script]);
-        let output = client.exec(command).await.unwrap().output(16 << 20).await.unwrap();
-        let text = String::from_utf8_lossy(&output.stdout).into_owned();
-        let version = uml_image("").unwrap().manifest.version;
-        assert_eq!(text, format!("{version}\n0\nlost\n"), "{output:?}");
-        assert_eq!(fs::read_to_string(shared).unwrap(), "kept\n");
-        assert!(!Path::new("/usr/lost").exists(), "what a guest writes stays in its memory");
-
-        // Megabytes through the line, whole and in order.
-        let command = client::Command::new("server", "seq").arg("1000000");
-        let output = client.exec(command).await.unwrap().output(16 << 20).await.unwrap();
-        let expected: String = (1..=1_000_000).map(|n| format!("{n}\n")).collect();
-        assert!(output.stdout == expected.as_bytes(), "{} bytes of {}", output.stdout.len(), expected.len());
-
-        let command = client::Command::new("client", "ping").args(["-c", "1", "server"]);
-        let output = client.exec(command).await.unwrap().output(1 << 10).await.unwrap();
-        let text = String::from_utf8_lossy(&output.stdout).into_owned();
-        assert!(text.contains(" 1 received"), "{text}");
-        client.down().await.unwrap();
-    };
-    let serve = async { uml.serve(listener).await };
-    tokio::join!(talk, serve);
-    let status = tokio::time::timeout(LONG, uml.wait()).await.unwrap().unwrap();
-    assert!(status.success(), "{status}: {}", uml.console().tail());
-}
-
-#[tokio::test]
 async fn on_the_virtual_clock_an_hour_takes_no_time() {
     let Some(mut guest) = Bed::new("on_the_virtual_clock_an_hour_takes_no_time") else { return };
     guest.config.machine = Machine::Uml { kernel: uml_image("").unwrap().path(), clock: Clock::Virtual };
@@ -188,59 +144,6 @@ async fn on_the_virtual_clock_an_hour_takes_no_time() {
 }
 
 #[tokio::test]
-async fn rping_passes_between_two_hosts_of_a_guest_on_siw_and_rxe() {
-    let test = "rping_passes_between_two_hosts_of_a_guest_on_siw_and_rxe";
-    if !Path::new("/usr/bin/rping").exists() {
-        return skip(test, "there is no /usr/bin/rping (Debian: rdmacm-utils, ibverbs-providers)");
-    }
-    for fabric in [FabricKind::Siw, FabricKind::Rxe] {
-        let Some(mut guest) = Bed::new(test) else { return };
-        guest.fabric = fabric;
-        let (uml, listener, _caller) = guest.up().await;
-        let client = Client::new(guest.lab());
-        let exec = async |host: &str, line: &str| {
-            let mut words = line.split(' ');
-            let command = client::Command::new(host, words.next().unwrap()).args(words);
-            client.exec(command).await.unwrap().output(1 << 20).await.unwrap()
-        };
-        let talk = async {
-            let status = client.status().await.unwrap();
-            for (host, plan) in status.hosts.iter().zip(&status.plan.hosts) {
-                let [device] = &host.devices[..] else { panic!("{host:?}") };
-                assert_eq!(device.name, format!("{fabric}-{}-eth0", host.name));
-                assert_eq!((device.fabric, device.state), (fabric, PortState::Active));
-                if fabric == FabricKind::Rxe {
-                    let IpAddr::V4(address) = plan.address().unwrap() else { panic!("{plan:?}") };
-                    let gid = device.gids.iter().find(|gid| gid.gid == address.to_ipv6_mapped());
-                    assert_eq!(gid.unwrap().kind, "RoCE v2", "{device:?}");
-                }
-            }
-            let server = guest.order().plan.hosts[0].address().unwrap();
-            // There is no telling from outside when it listens, so the client tries again; and rping does not end by
-            // itself when it is turned away.
-            let ask = format!("timeout 2 rping -c -v -C 3 -a {server}");
-            let asked = async {
-                loop {
-                    let output = exec("client", &ask).await;
-                    if output.exit == Exit::Code(0) {
-                        return output;
-                    }
-                }
-            };
-            let serve = format!("rping -s -C 3 -a {server}");
-            let (served, asked) = tokio::join!(exec("server", &serve), asked);
-            let text = String::from_utf8_lossy(&asked.stdout).into_owned();
-            let pings = text.matches("ping data: rdma-ping-").count();
-            assert_eq!(pings, 3, "{fabric}: {asked:?} {served:?}");
-            client.down().await.unwrap();
-        };
-        let both = async { tokio::join!(talk, async { uml.serve(listener).await }) };
-        let done = tokio::time::timeout(LONG, both).await;
-        assert!(done.is_ok(), "{fabric} does not get on; the console: {}", uml.console().tail());
-    }
-}
-
-#[tokio::test]
 async fn a_guest_that_panics_shows_the_end_of_its_console() {
     let Some(mut guest) = Bed::new("a_guest_that_panics_shows_the_end_of_its_console") else { return };
     guest.config.program = "/no/such/program".into();
@@ -260,26 +163,6 @@ async fn a_guest_that_hangs_is_given_up_with_the_end_of_its_console() {
     let error = Guest::boot(&guest.config).await.unwrap_err();
     let expected = "the guest did not answer within 3 s; its console ends with:\nI hang";
     assert_eq!(error.to_string(), expected);
-    nothing_is_left_of(&guest);
-}
-
-#[tokio::test]
-async fn the_end_of_a_guest_that_is_killed_is_the_end_of_what_runs_in_it() {
-    let Some(guest) = Bed::new("the_end_of_a_guest_that_is_killed_is_the_end_of_what_runs_in_it") else {
-        return;
-    };
-    let (uml, listener, _caller) = guest.up().await;
-    let client = Client::new(guest.lab());
-    let talk = async {
-        let running = client.exec(client::Command::new("server", "sleep").arg("1000")).await.unwrap();
-        let pid = nix::unistd::Pid::from_raw(i32::try_from(uml.pid().unwrap()).unwrap());
-        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).unwrap();
-        assert!(running.output(1 << 10).await.is_err());
-    };
-    tokio::join!(talk, async { uml.serve(listener).await });
-    let status = tokio::time::timeout(LONG, uml.wait()).await.unwrap().unwrap();
-    assert_eq!(std::os::unix::process::ExitStatusExt::signal(&status), Some(9));
-    drop(uml);
     nothing_is_left_of(&guest);
 }
 
