@@ -18,24 +18,31 @@ const BODIES: &str = "4";
 /// Round trips of one round.
 const PINGS: &str = "1000";
 
+/// What a guest has.
+pub(super) const OF_GUESTS: &[FabricKind] = if cfg!(feature = "verbs") {
+    &[FabricKind::Soft, FabricKind::Siw, FabricKind::Rxe]
+} else {
+    &[FabricKind::Soft]
+};
+
 /// Each fabric in a guest of its own.
 pub(super) async fn run(rounds: usize, progress: Progress<'_>) -> Result<Vec<Row>, BenchError> {
-    let fabrics: &[FabricKind] = if cfg!(feature = "verbs") {
-        &[FabricKind::Soft, FabricKind::Siw, FabricKind::Rxe]
-    } else {
-        &[FabricKind::Soft]
-    };
     let mut rows = Vec::new();
-    for &fabric in fabrics {
-        let wanted = Wanted { kernel: Kernel::Uml, fabrics: &[fabric], clock: Clock::Wall };
-        let options = Options { place: choice::of_machine(&wanted)?.place, ..Options::new()? };
-        let plan = Plan { name: format!("bench-{fabric}"), fabric, ..topology::load("direct")? };
-        let bed = Bed::up_with(plan, options).await?;
+    for &fabric in OF_GUESTS {
+        let bed = guest(fabric).await?;
         let measured = against_tcp(&bed, fabric, rounds, progress).await;
         bed.down().await?;
         rows.extend(measured?);
     }
     Ok(rows)
+}
+
+/// Two hosts of a guest, joined directly, with this fabric.
+pub(super) async fn guest(fabric: FabricKind) -> Result<Bed, BenchError> {
+    let wanted = Wanted { kernel: Kernel::Uml, fabrics: &[fabric], clock: Clock::Wall };
+    let options = Options { place: choice::of_machine(&wanted)?.place, ..Options::new()? };
+    let plan = Plan { name: format!("bench-{fabric}"), fabric, ..topology::load("direct")? };
+    Bed::up_with(plan, options).await
 }
 
 async fn against_tcp(

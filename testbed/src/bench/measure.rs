@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use super::bed::{Bed, BenchError};
 use super::judge::{iperf3_goodput, ping_round_trips, quantile};
 use super::write::Measured;
-use super::{Figure, Row, Target, fabrics, guest};
+use super::{Figure, Row, Target, fabrics, guest, register, ways};
 use crate::topology::{self, Plan, Topology};
 
 /// The nominal rate of [`FAST`], in bits per second.
@@ -69,6 +69,8 @@ pub async fn run(figures: &[Figure], rounds: usize, progress: Progress<'_>) -> R
             Figure::GuestReadyUml => guest::uml(rounds, progress).await?,
             Figure::GuestReadyQemu => guest::qemu(rounds, progress).await?,
             Figure::Fabrics => fabrics::run(rounds, progress).await?,
+            Figure::Ways => ways::run(rounds, progress).await?,
+            Figure::Register => register::run(rounds, progress).await?,
         });
     }
     Ok(rows)
@@ -269,7 +271,7 @@ fn plan(text: &str) -> Result<Plan, BenchError> {
 }
 
 /// Takes labs down after a measurement; what came of that is already known, and worth more than a failure here.
-async fn down(beds: impl IntoIterator<Item = Bed>) {
+pub(super) async fn down(beds: impl IntoIterator<Item = Bed>) {
     for bed in beds {
         if let Err(error) = bed.down().await {
             tracing::warn!("{error}");

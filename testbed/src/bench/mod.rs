@@ -9,6 +9,8 @@ mod guest;
 mod judge;
 pub mod latency;
 mod measure;
+pub mod register;
+mod ways;
 pub mod write;
 
 use std::fmt;
@@ -38,6 +40,10 @@ pub enum Figure {
     GuestReadyQemu,
     /// RDMA Writes and Sends of each fabric in a User-Mode Linux guest, against TCP there.
     Fabrics,
+    /// First and last byte of a body over wan-10g for each way of connecting, against plain HTTP.
+    Ways,
+    /// Registering and deregistering memory on each fabric in a User-Mode Linux guest, against copying it.
+    Register,
 }
 
 /// A figure, measured.

@@ -7,7 +7,7 @@ use rdma_http::fabric::soft::SoftFabric;
 use rdma_http::fabric::{Fabric, FabricError, FabricKind};
 
 use super::{Code, Failure, Global, Outcome, block_on, say};
-use crate::bench::{latency, write};
+use crate::bench::{latency, register, write};
 
 /// The largest region that is served or written.
 const MAX_LENGTH: u64 = 1 << 30;
@@ -86,6 +86,11 @@ enum Side {
             value_parser = clap::value_parser!(u32).range(1..=1_000_000)
         )]
         count: u32,
+        #[command(flatten)]
+        over: Over,
+    },
+    /// Measure what registering memory costs, and copying it.
+    Register {
         #[command(flatten)]
         over: Over,
     },
@@ -183,6 +188,15 @@ impl Args {
                     }
                 })?;
                 say(serde_json::to_string(&measured).unwrap_or_default());
+            }
+            Side::Register { over } => {
+                let costs = block_on(async {
+                    match over.fabric()? {
+                        Some(fabric) => register::measure(&*fabric).map_err(failed),
+                        None => Err(Failure::new(Code::Usage, "TCP registers no memory".to_owned())),
+                    }
+                })?;
+                say(serde_json::to_string(&costs).unwrap_or_default());
             }
         }
         Ok(ExitCode::SUCCESS)
