@@ -15,7 +15,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 pub use diff::Diff;
-pub use names::Names;
+pub use names::{Names, Owner};
 pub use text::{Texts, texts};
 pub use times::{TOLERANCE_PART, TOLERANCE_US};
 

@@ -15,7 +15,26 @@ pub struct Names {
     /// How many of each class have been named.
     counts: HashMap<&'static str, usize>,
     /// The tagged offset of a region's first byte, where it was advertised.
-    bases: HashMap<u32, u64>,
+    bases: HashMap<(Owner, u32), u64>,
+}
+
+/// Whose a region is. Two hosts may well give their regions the same STag.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Owner {
+    /// The client program's.
+    Client,
+    /// The server program's.
+    Server,
+}
+
+impl Owner {
+    /// The other one.
+    pub fn peer(self) -> Self {
+        match self {
+            Self::Client => Self::Server,
+            Self::Server => Self::Client,
+        }
+    }
 }
 
 /// Fields whose values are named whole.
@@ -41,14 +60,14 @@ impl Names {
     }
 
     /// A region.
-    pub fn stag(&mut self, stag: u32) -> String {
-        self.name("stag", stag.to_string())
+    pub fn stag(&mut self, owner: Owner, stag: u32) -> String {
+        self.name("stag", format!("{owner:?} {stag}"))
     }
 
     /// A place in a region, counted from its first byte: kernels use addresses for tagged offsets, soft counts from 0.
-    pub fn remote(&mut self, stag: u32, to: u64) -> String {
-        let name = self.stag(stag);
-        match self.bases.get(&stag).map(|base| to.checked_sub(*base)) {
+    pub fn remote(&mut self, owner: Owner, stag: u32, to: u64) -> String {
+        let name = self.stag(owner, stag);
+        match self.bases.get(&(owner, stag)).map(|base| to.checked_sub(*base)) {
             Some(Some(offset)) => format!("{name} + {offset}"),
             Some(None) => format!("before {name}"),
             None => format!("{name} at {to:#x}"),
@@ -56,8 +75,8 @@ impl Names {
     }
 
     /// A region's first byte that anybody was told of.
-    pub fn advertised(&mut self, stag: u32, to: u64) {
-        self.bases.entry(stag).or_insert(to);
+    pub fn advertised(&mut self, owner: Owner, stag: u32, to: u64) {
+        self.bases.entry((owner, stag)).or_insert(to);
     }
 
     /// An IP address: its host, or itself if it is of no host.
@@ -106,7 +125,7 @@ impl Names {
         }
     }
 
-    /// The `RDMA:` field: a mode, then `key=value` pairs.
+    /// The `RDMA:` field: a mode, then `key=value` pairs. A region in it is the client's: no response names one.
     fn rdma_field(&mut self, value: &str) -> String {
         let parts: Vec<&str> = value.split(',').map(str::trim).collect();
         let find = |key: &str| {
@@ -116,7 +135,7 @@ impl Names {
         let ip: Option<IpAddr> = find("ip").and_then(|ip| ip.trim_matches(['"', '[', ']']).parse().ok());
         let stag = find("stag").and_then(parse_number).and_then(|stag| u32::try_from(stag).ok());
         if let (Some(stag), Some(to)) = (stag, find("to").and_then(parse_number)) {
-            self.bases.insert(stag, to);
+            self.bases.insert((Owner::Client, stag), to);
         }
         let named: Vec<String> = parts
             .iter()
@@ -133,8 +152,8 @@ impl Names {
                         Ok(port) => self.name("port", alone(port)),
                         Err(_) => self.text(value),
                     },
-                    ("stag", _, Some(stag)) => self.stag(stag),
-                    ("to", _, Some(stag)) => format!("start of {}", self.stag(stag)),
+                    ("stag", _, Some(stag)) => self.stag(Owner::Client, stag),
+                    ("to", _, Some(stag)) => format!("start of {}", self.stag(Owner::Client, stag)),
                     ("id", ..) => self.name("id", value.trim()),
                     _ => self.text(value),
                 };
@@ -238,9 +257,10 @@ mod tests {
     #[test]
     fn a_value_keeps_its_name() {
         let mut names = names();
-        assert_eq!(names.stag(700), "stag#1");
-        assert_eq!(names.stag(5), "stag#2");
-        assert_eq!(names.stag(700), "stag#1");
+        assert_eq!(names.stag(Owner::Server, 700), "stag#1");
+        assert_eq!(names.stag(Owner::Server, 5), "stag#2");
+        assert_eq!(names.stag(Owner::Server, 700), "stag#1");
+        assert_eq!(names.stag(Owner::Client, 700), "stag#3", "another host's");
     }
 
     #[test]
@@ -250,11 +270,11 @@ mod tests {
         let expected =
             "server-writes, ip=client, port=port#1, stag=stag#1, to=start of stag#1, maxlen=1048576";
         assert_eq!(names.field("RDMA", field), expected);
-        assert_eq!(names.stag(642), "stag#1");
+        assert_eq!(names.stag(Owner::Client, 642), "stag#1");
         assert_eq!(names.address("10.0.0.12:3242".parse().unwrap()), "client:port#1");
-        assert_eq!(names.remote(642, 4096 + 10), "stag#1 + 10");
-        assert_eq!(names.remote(642, 0), "before stag#1");
-        assert_eq!(names.remote(643, 16), "stag#2 at 0x10");
+        assert_eq!(names.remote(Owner::Client, 642, 4096 + 10), "stag#1 + 10");
+        assert_eq!(names.remote(Owner::Client, 642, 0), "before stag#1");
+        assert_eq!(names.remote(Owner::Client, 643, 16), "stag#2 at 0x10");
         assert_eq!(
             names.field("rdma", "server-writes, id=99, stag=0x282"),
             "server-writes, id=id#1, stag=stag#1"

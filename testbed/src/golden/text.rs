@@ -1,11 +1,13 @@
 //! An observation -> the text that is compared: one for all fabrics, and one of what truly differs between them.
 
+use std::collections::HashSet;
 use std::fmt::Write as _;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use rdma_http::message::{LENGTH, Message};
 
-use super::names::Names;
+use super::names::{Names, Owner};
 use super::times::text as ms;
 use crate::agent::protocol::Exit;
 use crate::guest::choice::Clock;
@@ -27,34 +29,57 @@ pub struct Texts {
 pub fn texts(observation: &Observation) -> Texts {
     let mut names = Names::new(observation.place.clone());
     // Places are told from a region's beginning, which the programs also tell each other by messages.
-    for (stag, to) in told_regions(observation) {
-        names.advertised(stag, to);
+    let clients = clients(observation);
+    for (owner, stag, to) in told_regions(observation, &clients) {
+        names.advertised(owner, stag, to);
     }
-    // What the peer can reach comes first: it is what is spoken of.
-    let mut regions: Vec<&Region> =
-        observation.client.regions.iter().chain(&observation.server.regions).collect();
-    regions.sort_by_key(|region| region.access == "none");
-    for region in regions {
-        names.advertised(region.stag, region.base);
+    for (owner, side) in [(Owner::Client, &observation.client), (Owner::Server, &observation.server)] {
+        // What the peer can reach comes first: it is what is spoken of.
+        let mut regions: Vec<&Region> = side.regions.iter().collect();
+        regions.sort_by_key(|region| region.access == "none");
+        for region in regions {
+            names.advertised(owner, region.stag, region.base);
+        }
     }
     let common = common(observation, &mut names);
-    let fabric = wire(observation, &mut names);
+    let fabric = wire(observation, &clients, &mut names);
     let times = (observation.clock == Clock::Virtual).then(|| times(observation, &names));
     Texts { common, fabric, times }
 }
 
+/// The addresses of the client program's host: it makes the HTTP connections.
+fn clients(observation: &Observation) -> HashSet<IpAddr> {
+    let http = observation
+        .wire
+        .connections
+        .iter()
+        .filter(|connection| connection.forth.items.iter().any(|item| matches!(item, Item::Head(_))));
+    let told = observation.client.connections.iter().map(|connection| connection.local.ip());
+    http.map(|connection| connection.initiator.ip()).chain(told).collect()
+}
+
+/// Whose regions lie at an address.
+fn owner(clients: &HashSet<IpAddr>, address: SocketAddr) -> Owner {
+    if clients.contains(&address.ip()) { Owner::Client } else { Owner::Server }
+}
+
 /// Regions that were told of by Sends, in order.
-fn told_regions(observation: &Observation) -> impl Iterator<Item = (u32, u64)> {
-    let connections = observation.wire.connections.iter();
-    let items =
-        connections.flat_map(|connection| connection.forth.items.iter().chain(&connection.back.items));
-    items.filter_map(|item| match item {
-        Item::Send { message, .. } => match Message::decode(message) {
-            Ok(Message::Region { at, .. }) => Some((at.stag.0, at.to)),
-            _ => None,
-        },
-        _ => None,
-    })
+fn told_regions(observation: &Observation, clients: &HashSet<IpAddr>) -> Vec<(Owner, u32, u64)> {
+    let mut told = Vec::new();
+    for connection in &observation.wire.connections {
+        for (direction, sender) in
+            [(&connection.forth, connection.initiator), (&connection.back, connection.responder)]
+        {
+            for item in &direction.items {
+                if let Item::Send { message, .. } = item
+                    && let Ok(Message::Region { at, .. }) = Message::decode(message)
+                {
+                    told.push((owner(clients, sender), at.stag.0, at.to));
+                }
+            }
+        }
+    }
+    told
 }
 
 /// Lines, indented by two spaces a level.
@@ -88,8 +113,8 @@ impl Page {
 
 fn common(observation: &Observation, names: &mut Names) -> String {
     let mut page = Page::default();
-    side(&mut page, "client", &observation.client, names);
-    side(&mut page, "server", &observation.server, names);
+    side(&mut page, "client", &observation.client, (Owner::Client, names));
+    side(&mut page, "server", &observation.server, (Owner::Server, names));
     page.line("body");
     page.level = 1;
     match &observation.served {
@@ -106,17 +131,17 @@ fn common(observation: &Observation, names: &mut Names) -> String {
     page.text
 }
 
-fn side(page: &mut Page, role: &str, side: &Side, names: &mut Names) {
+fn side(page: &mut Page, role: &str, side: &Side, (owner, names): (Owner, &mut Names)) {
     page.line(format!("{role}: {}", side.program));
     page.level = 1;
     for exchange in &side.exchanges {
         self::exchange(page, exchange, names);
     }
-    page.section("operations", &fold(&side.operations), |folded| operation(folded, names));
+    page.section("operations", &fold(&side.operations), |folded| operation(folded, owner.peer(), names));
     let alike =
         |a: &Region, b: &Region| (a.length, &a.access, a.released) == (b.length, &b.access, b.released);
     let runs: Vec<&[Region]> = side.regions.chunk_by(alike).collect();
-    page.section("regions", &runs, |run| regions(run, names));
+    page.section("regions", &runs, |run| regions(run, owner, names));
     page.section("connections", &side.connections, |connection| {
         let (local, peer) = (names.address(connection.local), names.address(connection.peer));
         let how = if connection.initiator { "made to" } else { "accepted from" };
@@ -140,10 +165,10 @@ fn side(page: &mut Page, role: &str, side: &Side, names: &mut Names) {
 }
 
 /// Regions that are alike; only the first is named, since none of the others is spoken of elsewhere.
-fn regions(run: &[Region], names: &mut Names) -> String {
+fn regions(run: &[Region], owner: Owner, names: &mut Names) -> String {
     let [first, others @ ..] = run else { return String::new() };
     let released = if first.released { "released" } else { "never released" };
-    let (name, length) = (names.stag(first.stag), bytes(first.length));
+    let (name, length) = (names.stag(owner, first.stag), bytes(first.length));
     let many = match others.len() {
         0 => String::new(),
         others => format!(" and {others} more, each"),
@@ -199,14 +224,14 @@ fn fold(operations: &[Operation]) -> Vec<Folded<'_>> {
     folded
 }
 
-fn operation(folded: &Folded<'_>, names: &mut Names) -> String {
+fn operation(folded: &Folded<'_>, owner: Owner, names: &mut Names) -> String {
     let Folded { first, count, length } = folded;
     let (op, length) = (&first.op, bytes(*length));
     match (first.remote, count) {
         (None, _) => format!("{op}: {length}"),
-        (Some((stag, to)), 1) => format!("{op}: {length} at {}", names.remote(stag, to)),
+        (Some((stag, to)), 1) => format!("{op}: {length} at {}", names.remote(owner, stag, to)),
         (Some((stag, to)), _) => {
-            format!("{count} x {op}: {length}, contiguous, from {}", names.remote(stag, to))
+            format!("{count} x {op}: {length}, contiguous, from {}", names.remote(owner, stag, to))
         }
     }
 }
@@ -256,10 +281,10 @@ fn times(observation: &Observation, names: &Names) -> String {
     page.text
 }
 
-fn wire(observation: &Observation, names: &mut Names) -> String {
+fn wire(observation: &Observation, clients: &HashSet<IpAddr>, names: &mut Names) -> String {
     let mut page = Page::default();
     for connection in &observation.wire.connections {
-        self::connection(&mut page, connection, names);
+        self::connection(&mut page, connection, clients, names);
     }
     for (sender, target) in &observation.wire.unanswered_arp {
         let (sender, target) = (names.ip((*sender).into()), names.ip((*target).into()));
@@ -268,7 +293,7 @@ fn wire(observation: &Observation, names: &mut Names) -> String {
     page.text
 }
 
-fn connection(page: &mut Page, connection: &WireConnection, names: &mut Names) {
+fn connection(page: &mut Page, connection: &WireConnection, clients: &HashSet<IpAddr>, names: &mut Names) {
     let WireConnection { initiator, responder, opening, forth, back, opened: _ } = connection;
     let (from, to) = (names.address(*initiator), names.address(*responder));
     page.line(format!(
@@ -284,9 +309,9 @@ fn connection(page: &mut Page, connection: &WireConnection, names: &mut Names) {
         return;
     }
     page.level = 1;
-    for (direction, arrow) in [(forth, '>'), (back, '<')] {
+    for (direction, arrow, from) in [(forth, '>', initiator), (back, '<', responder)] {
         for item in &direction.items {
-            self::item(page, arrow, item, names);
+            self::item(page, arrow, item, (owner(clients, *from), names));
         }
         if let Some(verdict) = crc(direction) {
             page.line(format!("{arrow} {verdict}"));
@@ -316,7 +341,7 @@ fn crc(direction: &Direction) -> Option<String> {
     }
 }
 
-fn item(page: &mut Page, arrow: char, item: &Item, names: &mut Names) {
+fn item(page: &mut Page, arrow: char, item: &Item, (sender, names): (Owner, &mut Names)) {
     let text = match item {
         Item::Head(head) => {
             page.line(format!("{arrow} {}", names.text(&head.start)));
@@ -327,27 +352,28 @@ fn item(page: &mut Page, arrow: char, item: &Item, names: &mut Names) {
         }
         Item::Body { length, sha256 } if *length > 0 => format!("body: {}, sha256 {sha256}", bytes(*length)),
         Item::Body { .. } => "body: empty".to_owned(),
-        Item::MpaStart(start) => mpa_start(start, names),
-        Item::Writes(run) => tagged("Write", *run, names),
-        Item::ReadResponses(run) => tagged("Read Response", *run, names),
+        Item::MpaStart(start) => mpa_start(start, sender, names),
+        Item::Writes(run) => tagged("Write", *run, sender.peer(), names),
+        Item::ReadResponses(run) => tagged("Read Response", *run, sender.peer(), names),
         Item::ReadRequest { sink, source, length } => {
             let length = bytes(u64::from(*length));
-            let mut text = format!("Read Request: {length} of {}", names.remote(source.0, source.1));
+            let mut text =
+                format!("Read Request: {length} of {}", names.remote(sender.peer(), source.0, source.1));
             if let Some((stag, to)) = sink {
-                let _ = write!(text, " into {}", names.remote(*stag, *to));
+                let _ = write!(text, " into {}", names.remote(sender, *stag, *to));
             }
             text
         }
         Item::ReadData { length } => format!("Read Response: {}", bytes(*length)),
-        Item::Cm(message) => cm(message, names),
+        Item::Cm(message) => cm(message, sender, names),
         Item::Refusal(why) => format!("NAK: {why}"),
         Item::Send { message, invalidates, solicited } => {
-            let mut text = format!("Send: {}", said(message, names));
+            let mut text = format!("Send: {}", said(message, sender, names));
             if *solicited {
                 text.push_str(", solicited event");
             }
             if let Some(stag) = invalidates {
-                let _ = write!(text, ", invalidates {}", names.stag(*stag));
+                let _ = write!(text, ", invalidates {}", names.stag(sender.peer(), *stag));
             }
             text
         }
@@ -358,9 +384,9 @@ fn item(page: &mut Page, arrow: char, item: &Item, names: &mut Names) {
     page.line(format!("{arrow} {text}"));
 }
 
-fn tagged(what: &str, run: Run, names: &mut Names) -> String {
+fn tagged(what: &str, run: Run, owner: Owner, names: &mut Names) -> String {
     let Run { stag, to, length, messages } = run;
-    let (place, length) = (names.remote(stag, to), bytes(length));
+    let (place, length) = (names.remote(owner, stag, to), bytes(length));
     match messages {
         1 => format!("{what}: {length} at {place}"),
         _ => format!("{messages} x {what}: {length}, contiguous, from {place}"),
@@ -368,7 +394,7 @@ fn tagged(what: &str, run: Run, names: &mut Names) -> String {
 }
 
 /// A message between the programs, in words.
-fn said(message: &[u8], names: &mut Names) -> String {
+fn said(message: &[u8], sender: Owner, names: &mut Names) -> String {
     let length = bytes(message.len() as u64);
     match Message::decode(message) {
         Ok(Message::Hello { id }) => format!("{length}, Hello of {}", names.id(&id.to_string())),
@@ -382,14 +408,14 @@ fn said(message: &[u8], names: &mut Names) -> String {
             format!("{length}, Credit for {} up to {}", names.id(&id.to_string()), bytes(taken))
         }
         Ok(Message::Region { id, at, bytes: room }) => {
-            let place = names.remote(at.stag.0, at.to);
+            let place = names.remote(sender, at.stag.0, at.to);
             format!("{length}, Region of {}: {} at {place}", names.id(&id.to_string()), bytes(room))
         }
         Err(_) => length,
     }
 }
 
-fn cm(message: &CmMessage, names: &mut Names) -> String {
+fn cm(message: &CmMessage, sender: Owner, names: &mut Names) -> String {
     let (what, (responder, initiator), data) = match message {
         CmMessage::Request { depths, private_data } => ("REQ", depths, private_data),
         CmMessage::Reply { depths, private_data } => ("REP", depths, private_data),
@@ -401,12 +427,12 @@ fn cm(message: &CmMessage, names: &mut Names) -> String {
     if given > 0 {
         let message = data.get(..LENGTH).filter(|_| given <= LENGTH);
         let data = message.unwrap_or(&data[..given]);
-        let _ = write!(text, "; private data: {}", said(data, names));
+        let _ = write!(text, "; private data: {}", said(data, sender, names));
     }
     text
 }
 
-fn mpa_start(start: &MpaStart, names: &mut Names) -> String {
+fn mpa_start(start: &MpaStart, sender: Owner, names: &mut Names) -> String {
     let mut text = format!(
         "MPA {} revision {}: {}, {}",
         if start.request { "Request" } else { "Reply" },
@@ -424,7 +450,7 @@ fn mpa_start(start: &MpaStart, names: &mut Names) -> String {
         let _ = write!(text, ", peer to peer by {first}");
     }
     if !start.private_data.is_empty() {
-        let _ = write!(text, "; private data: {}", said(&start.private_data, names));
+        let _ = write!(text, "; private data: {}", said(&start.private_data, sender, names));
     }
     text
 }
