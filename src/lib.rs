@@ -14,4 +14,6 @@ pub mod header;
 pub mod iwarp;
 pub mod memory;
 pub mod message;
+pub mod seal;
 pub mod server;
+pub mod tls;

@@ -16,7 +16,7 @@ use super::common::{Common, OnOff, Signals, USAGE, block_on, bytes, parse, secon
 use super::jobs::{self, Job, is_stdout, shown};
 use super::verbose::Verbose;
 use crate::channel::ReceiveError;
-use crate::client::{Advertise, Client, ClientError, Connect, Options, Pool, PoolOptions};
+use crate::client::{Advertise, Client, ClientError, ClientTls, Connect, Options, Pool, PoolOptions};
 use crate::events::{Event, Recorder};
 use crate::flow::FlowError;
 use crate::header::Mode;
@@ -47,11 +47,14 @@ Exit codes (curl's, where it has one):
   23  the output could not be written
   26  the file to send could not be read, or was changed meanwhile
   28  a time limit passed
+  35  no TLS with the server, or not with the one that was meant
   60  the body came over TCP, with --require-rdma
+  77  the certificates to trust could not be read
  130, 143  ended by SIGINT, SIGTERM"
 )]
 pub(super) struct Args {
-    /// What to fetch: http://HOST[:PORT]/PATH. Several are fetched one after the other on one connection, or --parallel at
+    /// What to fetch: http://HOST[:PORT]/PATH, or https://; a body that goes by RDMA beside https is
+    /// sealed. Several are fetched one after the other on one connection, or --parallel at
     /// once
     #[arg(value_name = "URL", required = true, env = "RDMA_FETCH_URL")]
     url: Vec<String>,
@@ -124,6 +127,10 @@ pub(super) struct Args {
     /// Send this field too; may be repeated
     #[arg(short = 'H', long, value_name = "NAME: VALUE", value_parser = field, env = "RDMA_FETCH_HEADER")]
     header: Vec<(HeaderName, HeaderValue)>,
+
+    /// Trust the certificates in FILE (PEM) and those that they vouch for, instead of those that the system trusts
+    #[arg(long, value_name = "FILE", env = "RDMA_FETCH_CACERT")]
+    cacert: Option<PathBuf>,
 
     /// Print heads and remarks to standard error
     #[arg(short, long, env = "RDMA_FETCH_VERBOSE")]
@@ -235,6 +242,12 @@ fn prepare(args: &Args) -> Result<(Vec<Job>, Recorder), Failure> {
         }
         jobs.push(Job { url, output });
     }
+    if let Some(other) = jobs.iter().find(|job| job.url.scheme() != jobs[0].url.scheme()) {
+        return Err(usage(format!(
+            "{} and {} in one call; give each scheme one of its own",
+            jobs[0].url, other.url
+        )));
+    }
     let recorder = args.common.recorder().map_err(|error| Failure(23, error))?;
     Ok((jobs, recorder))
 }
@@ -262,7 +275,11 @@ async fn fetch_or_signal(args: &Arc<Args>, jobs: Vec<Job>, recorder: &Recorder) 
 }
 
 async fn fetch(args: &Arc<Args>, jobs: Vec<Job>, recorder: &Recorder) -> Result<(), Failure> {
-    let pool = Pool::new(args.client(recorder)?, args.pool());
+    let mut client = args.client(recorder)?;
+    if jobs.iter().any(|job| job.url.scheme() == "https") {
+        client = client.with_tls(args.tls()?);
+    }
+    let pool = Pool::new(client, args.pool());
     let fetched = jobs::run(args, jobs, &pool, recorder).await;
     // Also after a failure: an orderly close tells the server at once.
     pool.close().await;
@@ -304,6 +321,15 @@ impl Args {
         Ok(if self.verbose { client.with_observer(Arc::new(Verbose)) } else { client })
     }
 
+    /// Whom to trust.
+    fn tls(&self) -> Result<ClientTls, Failure> {
+        let tls = match &self.cacert {
+            Some(path) => ClientTls::from_file(path),
+            None => ClientTls::of_system(),
+        };
+        tls.map_err(|error| Failure(77, format!("--cacert: {error}")))
+    }
+
     pub(super) fn method(&self) -> Method {
         match (&self.request, &self.upload_file, self.head) {
             (Some(method), ..) => method.clone(),
@@ -336,6 +362,7 @@ impl From<ClientError> for Failure {
         let code = match &error {
             ClientError::Resolve { .. } => 6,
             ClientError::Connect { .. } => 7,
+            ClientError::Tls { .. } => 35,
             ClientError::TimedOut { .. } => {
                 return Self(28, format!("{error}; --timeout may be raised for a slow link"));
             }
@@ -361,15 +388,15 @@ impl From<ClientError> for Failure {
     }
 }
 
-/// An `http` URL; a scheme may be left out, as with curl.
+/// An `http` or `https` URL; a scheme may be left out, as with curl.
 fn target(text: &str) -> Result<Url, String> {
     let full = if text.contains("://") { text.to_owned() } else { format!("http://{text}") };
     let url =
         Url::parse(&full).map_err(|error| format!("{text}: {error}; expected http://HOST[:PORT]/PATH"))?;
     match url.scheme() {
-        "http" if url.username().is_empty() && url.password().is_none() => Ok(url),
-        "http" => Err(format!("{text}: user names are not supported")),
-        other => Err(format!("{text}: {other} is not supported; expected http")),
+        "http" | "https" if url.username().is_empty() && url.password().is_none() => Ok(url),
+        "http" | "https" => Err(format!("{text}: user names are not supported")),
+        other => Err(format!("{text}: {other} is not supported; expected http or https")),
     }
 }
 
@@ -414,7 +441,7 @@ mod tests {
         assert_eq!(name("h"), "index.html");
         assert_eq!(name("http://h/a/%2e%2e"), "index.html");
         assert_eq!(name("http://h/-"), "index.html");
-        for wrong in ["https://h/", "ftp://h/", "http://u@h/", "http://", "http://[::1/"] {
+        for wrong in ["gopher://h/", "ftp://h/", "http://u@h/", "http://", "http://[::1/"] {
             assert!(target(wrong).is_err(), "{wrong}");
         }
     }

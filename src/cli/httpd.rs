@@ -14,6 +14,7 @@ use tower::Layer;
 use super::common::{Common, OnOff, Signals, USAGE, block_on, bytes, parse, seconds};
 use crate::events::{Event, Recorder};
 use crate::server::{Files, RdmaConfig, RdmaLayer, ServeOptions, serve};
+use crate::tls::ServerTls;
 
 /// Serves the files under a directory over HTTP, by RDMA to whoever offers memory for them
 #[derive(Parser, Debug)]
@@ -26,6 +27,7 @@ Examples:
   rdma-httpd --root . --listen '[::1]:0' --events -
   rdma-httpd --root /srv --listen 0.0.0.0:8080 --allow-rdma-to 10.1.0.0/16
   rdma-httpd --root /srv/drop --listen 10.0.0.1:8080 --allow-upload
+  rdma-httpd --root /srv --listen 10.0.0.1:8443 --tls-cert cert.pem --tls-key key.pem
 
 It prints where it listens. SIGTERM and SIGINT let requests under way finish; a second one ends it at once.
 
@@ -43,6 +45,14 @@ struct Args {
     /// Where to accept HTTP; port 0 takes a free one
     #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:8080", env = "RDMA_HTTPD_LISTEN")]
     listen: SocketAddr,
+
+    /// Serve https with this certificate, and what vouches for it (PEM). Bodies that go by RDMA are sealed then
+    #[arg(long, value_name = "FILE", requires = "tls_key", env = "RDMA_HTTPD_TLS_CERT")]
+    tls_cert: Option<PathBuf>,
+
+    /// The certificate's private key (PEM)
+    #[arg(long, value_name = "FILE", requires = "tls_cert", env = "RDMA_HTTPD_TLS_KEY")]
+    tls_key: Option<PathBuf>,
 
     #[command(flatten)]
     common: Common,
@@ -183,6 +193,8 @@ async fn run(args: &Args, recorder: Recorder) -> Result<ExitCode, String> {
             return Ok(ExitCode::from(code));
         }
     };
+    let tls = args.tls()?;
+    let scheme = if tls.is_some() { "https" } else { "http" };
     let listener =
         TcpListener::bind(args.listen).await.map_err(|e| format!("--listen {}: {e}", args.listen))?;
     let address = listener.local_addr().map_err(|error| format!("--listen {}: {error}", args.listen))?;
@@ -195,12 +207,12 @@ async fn run(args: &Args, recorder: Recorder) -> Result<ExitCode, String> {
 
     // With `--events -` standard output belongs to the events, which say the same.
     if args.common.events.as_ref().is_none_or(|path| path.as_os_str() != "-") {
-        println!("listening on http://{address}/");
+        println!("listening on {scheme}://{address}/");
     }
     recorder.record(Event::Listening { address });
 
     let (stop, stopped) = tokio::sync::oneshot::channel();
-    let served = serve(listener, files, args.http(), stopped);
+    let served = serve(listener, files, args.http(tls), stopped);
     let mut served = std::pin::pin!(served);
     tokio::select! {
         () = &mut served => return Ok(ExitCode::SUCCESS),
@@ -247,12 +259,21 @@ impl Args {
         }
     }
 
-    fn http(&self) -> ServeOptions {
+    /// With what to speak TLS, if that is wanted.
+    fn tls(&self) -> Result<Option<ServerTls>, String> {
+        let (Some(certificate), Some(key)) = (&self.tls_cert, &self.tls_key) else { return Ok(None) };
+        ServerTls::from_files(certificate, key)
+            .map(Some)
+            .map_err(|error| format!("--tls-cert, --tls-key: {error}"))
+    }
+
+    fn http(&self, tls: Option<ServerTls>) -> ServeOptions {
         ServeOptions {
             max_connections: usize::try_from(self.max_connections).unwrap_or(usize::MAX),
             idle_timeout: self.idle_timeout,
             stall_timeout: self.stall_timeout,
             grace: self.grace,
+            tls,
         }
     }
 }

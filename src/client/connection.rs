@@ -15,6 +15,7 @@ use http_body_util::{BodyExt, Empty};
 use hyper::body::Incoming;
 use hyper::client::conn::http1::SendRequest;
 use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, lookup_host};
 use tokio::sync::Mutex;
 use tokio::task::JoinHandle;
@@ -30,6 +31,7 @@ use crate::flow::{BoxError, Pull, Ring};
 use crate::header::{Mode, Outcome, RDMA, Reason, TransferId};
 use crate::memory::Sink;
 use crate::message::Message;
+use crate::seal::{self, Keys, Opener, Secret};
 
 /// A connection to a server. Exchanges go one after the other; a response's body must be read before the next.
 pub struct HttpConnection {
@@ -45,6 +47,30 @@ pub struct HttpConnection {
     pub(super) endpoint: Arc<Mutex<Endpoint>>,
     /// Whether the server has shown that it cannot reach us.
     pub(super) out_of_reach: bool,
+    /// With what bodies that go by RDMA are sealed, where there is TLS.
+    pub(super) sealing: Option<Sealing>,
+}
+
+/// What seals the bodies of a connection with TLS.
+pub(super) struct Sealing {
+    /// TLS before 1.3 has none.
+    secret: Option<Secret>,
+    /// Offers that were made.
+    offers: u64,
+}
+
+impl Sealing {
+    /// The next offer's number and keys; `None` if there can be no offer.
+    pub(super) fn next(&mut self, mode: Mode, id: TransferId) -> Option<(u64, Keys)> {
+        let number = self.offers;
+        let keys = self.secret.as_ref()?.transfer(mode, id, number);
+        self.offers += 1;
+        Some((number, keys))
+    }
+
+    pub(super) fn can_seal(&self) -> bool {
+        self.secret.is_some()
+    }
 }
 
 /// The task that moves the bytes; ends with the connection.
@@ -70,18 +96,21 @@ impl HttpConnection {
         crate::server::prepare(&stream, client.options.timeout);
         client.observer.note(&format!("Connected to {peer} from {local}"));
         let server = (host.to_owned(), port);
-        let host = if port == 80 { host.to_owned() } else { format!("{host}:{port}") };
+        let usual = if client.tls.is_some() { 443 } else { 80 };
+        let host = if port == usual { host.to_owned() } else { format!("{host}:{port}") };
         let host = HeaderValue::try_from(host).map_err(|error| ClientError::Request(error.into()))?;
-        let (sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
-            .await
-            .map_err(|source| ClientError::Broken { peer, during: "before it began", source })?;
-        let driver = Driver(tokio::spawn(async move {
-            if let Err(error) = connection.await {
-                tracing::debug!(%peer, %error, "HTTP connection ended");
+        let ((sender, driver), sealing) = match &client.tls {
+            None => (start(stream, peer).await?, None),
+            Some(tls) => {
+                let (stream, secret) = match timeout(limit, tls.connect(bare, stream)).await {
+                    Ok(shaken) => shaken.map_err(|source| ClientError::Tls { peer, source })?,
+                    Err(_) => return Err(ClientError::TimedOut { peer, what: "TLS handshake", limit }),
+                };
+                (start(stream, peer).await?, Some(Sealing { secret, offers: 0 }))
             }
-        }));
+        };
         let endpoint = Arc::default();
-        Ok(Self { client, sender, driver, host, server, local, peer, endpoint, out_of_reach: false })
+        Ok(Self { client, sender, driver, host, server, local, peer, endpoint, out_of_reach: false, sealing })
     }
 
     /// The server's address.
@@ -184,7 +213,7 @@ impl HttpConnection {
         mut request: Request<()>,
         offered: Offered,
     ) -> Result<Response, ClientError> {
-        let Offered { offer, id, sink, mut endpoint } = offered;
+        let Offered { offer, id, sink, keys, mut endpoint } = offered;
         request.headers_mut().insert(RDMA, offer.to_value());
         let exchange = self.tell_request(&request);
         let options = &self.client.options;
@@ -207,7 +236,11 @@ impl HttpConnection {
                     && offer.region.is_some_and(|region| bytes <= region.maxlen) =>
             {
                 let memory = self.complete(&mut endpoint, sink, id, bytes).await?;
-                Ok(Response { head, via: Via::Rdma(offer.mode), body: Body::rdma(memory, recorder) })
+                let body = match keys {
+                    Some(keys) => seal::open(keys, memory).inspect_err(|_| endpoint.discard())?,
+                    None => memory.into(),
+                };
+                Ok(Response { head, via: Via::Rdma(offer.mode), body: Body::rdma(body, recorder) })
             }
             Some(Outcome::Under { mode, bytes, id: theirs }) if mode == offer.mode && theirs == id => {
                 let coming = match sink {
@@ -215,7 +248,8 @@ impl HttpConnection {
                     None => Coming::Read(Pull::new(id, None, bytes)),
                 };
                 let http = (incoming, self.peer);
-                let body = Body::flow(coming, endpoint, limits, bytes, http, recorder);
+                let opener = keys.map(|keys| Opener::new(keys, bytes)).transpose()?;
+                let body = Body::flow((coming, opener), endpoint, limits, bytes, http, recorder);
                 Ok(Response { head, via: Via::Rdma(mode), body })
             }
             Some(Outcome::Done { .. } | Outcome::Under { .. } | Outcome::Accept { .. }) => {
@@ -376,6 +410,22 @@ async fn answer_and_connection(
         }
     }
     (result, Ok(accepted))
+}
+
+/// Speaks HTTP on a stream.
+async fn start<I>(stream: I, peer: SocketAddr) -> Result<(SendRequest<RequestBody>, Driver), ClientError>
+where
+    I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let (sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+        .await
+        .map_err(|source| ClientError::Broken { peer, during: "before it began", source })?;
+    let driver = Driver(tokio::spawn(async move {
+        if let Err(error) = connection.await {
+            tracing::debug!(%peer, %error, "HTTP connection ended");
+        }
+    }));
+    Ok((sender, driver))
 }
 
 /// Looks the host up and tries each of its addresses in turn, all within the limit.

@@ -8,6 +8,7 @@ use crate::channel::ReceiveError;
 use crate::fabric::FabricError;
 use crate::flow::FlowError;
 use crate::header::{HeaderError, Reason};
+use crate::seal::SealError;
 
 /// Why a fetch failed; the text is for the user.
 #[derive(Debug, thiserror::Error)]
@@ -39,6 +40,17 @@ pub enum ClientError {
         /// The limit.
         limit: Duration,
     },
+    /// No TLS with the server: it has none, or is not who it should be.
+    #[error("no TLS with {peer}: {source}")]
+    Tls {
+        /// The server.
+        peer: SocketAddr,
+        /// Why not.
+        source: io::Error,
+    },
+    /// What came by RDMA is not what the server sealed.
+    #[error(transparent)]
+    Seal(#[from] SealError),
     /// The connection ended before the exchange did.
     #[error("the connection to {peer} ended {during}: {source}")]
     Broken {

@@ -22,6 +22,7 @@ use crate::flow::Limits;
 use crate::header::Mode;
 use crate::memory::Strategy;
 
+pub use crate::tls::ClientTls;
 pub use connection::HttpConnection;
 pub use error::ClientError;
 pub use pool::{Pool, PoolOptions};
@@ -143,12 +144,18 @@ pub struct Client {
     options: Options,
     recorder: Recorder,
     observer: Arc<dyn Observer>,
+    tls: Option<ClientTls>,
 }
 
 impl Client {
     /// A client that offers memory on `fabric` with each GET; with none it is a plain HTTP client.
     pub fn new(fabric: Option<Arc<dyn Fabric>>, options: Options, recorder: Recorder) -> Self {
-        Self { fabric, options, recorder, observer: Arc::new(()) }
+        Self { fabric, options, recorder, observer: Arc::new(()), tls: None }
+    }
+
+    /// Speaks TLS (https) on every connection. Bodies that go by RDMA are sealed then.
+    pub fn with_tls(self, tls: ClientTls) -> Self {
+        Self { tls: Some(tls), ..self }
     }
 
     /// Shows heads to `observer`.

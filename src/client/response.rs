@@ -14,6 +14,7 @@ use super::pool::Lease;
 use crate::events::{Event, Recorder};
 use crate::flow::{FlowError, Limits, Pull, Ring};
 use crate::header::{Mode, Reason};
+use crate::seal::Opener;
 
 /// A response.
 #[derive(Debug)]
@@ -68,6 +69,8 @@ struct Tcp {
 /// A body on its way by RDMA.
 struct Flow {
     coming: Coming,
+    /// What opens it, if it is sealed.
+    opener: Option<Opener>,
     endpoint: OwnedMutexGuard<Endpoint>,
     limits: Limits,
     /// The response's own body, which is empty and ends with the transfer.
@@ -92,7 +95,13 @@ impl Flow {
             tokio::select! {
                 biased;
                 piece = next(coming, endpoint, *limits) => match piece {
-                    Ok(Some(piece)) => return Ok(Some(piece)),
+                    Ok(Some(piece)) => {
+                        let Some(opener) = &mut self.opener else { return Ok(Some(piece)) };
+                        let opened = opener.push(piece)?;
+                        if !opened.is_empty() {
+                            return Ok(Some(opened));
+                        }
+                    }
                     Ok(None) => break,
                     Err(FlowError::Stalled(limit)) => {
                         return Err(ClientError::TimedOut { peer, what: "next part of the RDMA transfer", limit });
@@ -107,6 +116,9 @@ impl Flow {
         }
         if !self.http_ended && self.http.next().await?.is_some() {
             return Err(two_bodies());
+        }
+        if let Some(opener) = &self.opener {
+            opener.end()?;
         }
         self.whole = true;
         Ok(None)
@@ -145,14 +157,14 @@ impl std::fmt::Debug for Flow {
 const PIECE: usize = 1 << 20;
 
 impl Body {
-    pub(super) fn rdma(memory: Vec<u8>, recorder: Recorder) -> Self {
-        let length = Some(memory.len() as u64);
-        Self { source: Source::Rdma(memory.into()), length, received: 0, recorder, lease: None }
+    pub(super) fn rdma(body: Bytes, recorder: Recorder) -> Self {
+        let length = Some(body.len() as u64);
+        Self { source: Source::Rdma(body), length, received: 0, recorder, lease: None }
     }
 
-    /// A body of `length` bytes that comes by RDMA while `incoming`, which is empty, lasts.
+    /// A body that comes by RDMA, as `length` bytes, while `incoming`, which is empty, lasts.
     pub(super) fn flow(
-        coming: Coming,
+        (coming, opener): (Coming, Option<Opener>),
         endpoint: OwnedMutexGuard<Endpoint>,
         limits: Limits,
         length: u64,
@@ -160,7 +172,8 @@ impl Body {
         recorder: Recorder,
     ) -> Self {
         let http = Tcp { incoming, peer, timeout: limits.stall };
-        let flow = Flow { coming, endpoint, limits, http, http_ended: false, whole: false };
+        let length = opener.as_ref().map_or(length, Opener::length);
+        let flow = Flow { coming, opener, endpoint, limits, http, http_ended: false, whole: false };
         Self {
             source: Source::Flow(Box::new(flow)),
             length: Some(length),

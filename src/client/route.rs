@@ -13,12 +13,15 @@ use crate::fabric::{Access, Fabric, FabricError};
 use crate::header::{Asked, Mode, Offer, Outcome, RDMA, Reason, Route, TransferId};
 use crate::memory::Sink;
 use crate::message::Message;
+use crate::seal::Keys;
 
 /// What a GET offers, and what it takes to keep the word.
 pub(super) struct Offered {
     pub(super) offer: Offer,
     pub(super) id: TransferId,
     pub(super) sink: Option<Sink>,
+    /// What opens the body, if it is to be sealed.
+    pub(super) keys: Option<Keys>,
     pub(super) endpoint: OwnedMutexGuard<Endpoint>,
 }
 
@@ -57,10 +60,17 @@ impl HttpConnection {
                     (None, None)
                 }
             };
-            Ok::<_, FabricError>(Some((id, sink, Offer { mode, route, region, bytes: None, id: Some(id) })))
+            Ok::<_, FabricError>(Some((
+                id,
+                sink,
+                Offer { mode, route, region, bytes: None, id: Some(id), seal: None },
+            )))
         };
         match { made }() {
-            Ok(made) => made.map(|(id, sink, offer)| Offered { offer, id, sink, endpoint }),
+            Ok(made) => made.map(|(id, sink, mut offer)| {
+                let keys = self.seal(&mut offer);
+                Offered { offer, id, sink, keys, endpoint }
+            }),
             Err(error) => {
                 self.give_up(&error);
                 None
@@ -71,6 +81,10 @@ impl HttpConnection {
     /// Our end of RDMA, and the way by which its connection comes or came about.
     pub(super) async fn routed(&mut self) -> Option<(OwnedMutexGuard<Endpoint>, Route)> {
         let fabric = self.client.fabric.clone()?;
+        if self.sealing.as_ref().is_some_and(|sealing| !sealing.can_seal()) {
+            self.client.observer.note("No RDMA beside TLS before 1.3, which gives no keys to seal with");
+            return None;
+        }
         let mut endpoint = self.endpoint.clone().lock_owned().await;
         endpoint.discard_closed().await;
         let by_client = match self.client.options.connect {
@@ -91,6 +105,13 @@ impl HttpConnection {
                 None
             }
         }
+    }
+
+    /// Numbers an offer that is to be sealed; gives the keys.
+    pub(super) fn seal(&mut self, offer: &mut Offer) -> Option<Keys> {
+        let (number, keys) = self.sealing.as_mut()?.next(offer.mode, offer.id?)?;
+        offer.seal = Some(number);
+        Some(keys)
     }
 
     fn give_up(&self, error: &dyn std::error::Error) {

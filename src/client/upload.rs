@@ -15,7 +15,7 @@ use http_body_util::BodyExt;
 use tokio::sync::{Notify, OwnedMutexGuard, oneshot};
 use tokio::time::{sleep, timeout};
 
-use super::connection::{Answer, HttpConnection, RequestBody};
+use super::connection::{Answer, HttpConnection, RequestBody, Sealing};
 use super::endpoint::{Endpoint, new_id};
 use super::response::{Response, Via};
 use super::{ClientError, Options};
@@ -24,6 +24,7 @@ use crate::flow::{BoxError, Feed, FilePart, FlowError, Link, Target, Unfold, exp
 use crate::header::{Advert, Mode, Offer, Outcome, RDMA, Reason, TransferId};
 use crate::memory::{Buffers, Source, Strategy};
 use crate::message::Message;
+use crate::seal::{Keys, sealed, sealed_length};
 
 /// The pieces in which a file is read.
 const PIECE: usize = 1 << 20;
@@ -81,6 +82,12 @@ impl Upload {
             Strategy::Sendfile => Feed::file(self.0.clone()),
             _ => Feed::body(self.body(), self.length()),
         }
+    }
+
+    fn sealed(&self, keys: Keys) -> Result<Feed<RequestBody>, ClientError> {
+        let length = sealed_length(self.length());
+        let length = length.ok_or_else(|| ClientError::Upload(io::ErrorKind::FileTooLarge.into()))?;
+        Ok(Feed::body(sealed(self.body(), self.length(), keys), length))
     }
 
     /// A body that is nothing until it is decided where the bytes go. One that is never decided breaks off.
@@ -152,9 +159,10 @@ impl HttpConnection {
             return self.upload_plainly(request, upload, None).await;
         };
         let options = self.client.options.clone();
+        let sealing = &mut self.sealing;
         let made = async {
             let memory = endpoint.memory(&*fabric, &options, &self.client.recorder)?;
-            offering(upload, mode, &memory, &options).await
+            offering(upload, mode, &memory, &options, sealing).await
         };
         let mut offering = match made.await {
             Ok(offering) => offering,
@@ -334,10 +342,15 @@ async fn offering(
     mode: Mode,
     memory: &Buffers,
     options: &Options,
+    sealing: &mut Option<Sealing>,
 ) -> Result<Offering, ClientError> {
     let id = new_id()?;
     memory.prepare_sources(options.window)?;
-    let mut feed = upload.feed(options.memory);
+    let (seal, mut feed) = match sealing.as_mut().and_then(|sealing| sealing.next(mode, id)) {
+        Some((number, keys)) => (Some(number), upload.sealed(keys)?),
+        None => (None, upload.feed(options.memory)),
+    };
+    let bytes = Some(feed.length());
     let mut first = None;
     let mut region = None;
     if mode == Mode::ServerReads {
@@ -348,13 +361,7 @@ async fn offering(
         region = Some(Advert { at, maxlen: source.length() as u64 });
         first = Some(source);
     }
-    let offer = Offer {
-        mode,
-        route: crate::header::Route::Client,
-        region,
-        bytes: Some(upload.length()),
-        id: Some(id),
-    };
+    let offer = Offer { mode, route: crate::header::Route::Client, region, bytes, id: Some(id), seal };
     Ok(Offering { offer, id, feed, first })
 }
 

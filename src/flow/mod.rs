@@ -78,6 +78,9 @@ pub enum FlowError {
     /// No memory could be registered.
     #[error("a buffer could not be registered: {0}")]
     Register(FabricError),
+    /// What came is not what was sealed.
+    #[error(transparent)]
+    Seal(#[from] crate::seal::SealError),
     /// The peer says what it should not.
     #[error("the peer broke the protocol: {0}")]
     Protocol(String),
@@ -90,6 +93,7 @@ impl FlowError {
             Self::Body(_) => None,
             Self::Lost(_) | Self::Protocol(_) => Some(Reason::CONNECTION_LOST),
             Self::Stalled(_) => Some(Reason::TIMED_OUT),
+            Self::Seal(_) => Some(Reason::SEAL_BROKEN),
             Self::Register(_) => Some(Reason::EXHAUSTED),
         }
     }

@@ -21,6 +21,9 @@ pub struct Offer {
     pub bytes: Option<u64>,
     /// Names the transfer; requests of 2007 have none.
     pub id: Option<TransferId>,
+    /// That the body is to be sealed (with TLS), and this offer's number on its HTTP connection. Lengths are then those of
+    /// what is sealed.
+    pub seal: Option<u64>,
 }
 
 /// A region that the peer may reach.
@@ -101,12 +104,16 @@ impl Offer {
             None if mode == Mode::ServerWrites && matches!(route, Route::Server(_)) => None,
             None => return Err(HeaderError::Missing("id")),
         };
-        Ok(Self { mode, route, region, bytes, id })
+        let seal = parts.optional("seal")?.map(|text| number("seal", text, u64::MAX)).transpose()?;
+        if seal.is_some() && id.is_none() {
+            return Err(HeaderError::Missing("id"));
+        }
+        Ok(Self { mode, route, region, bytes, id, seal })
     }
 
     /// The field's value.
     pub fn to_value(&self) -> HeaderValue {
-        let Self { mode, route, region, bytes, id } = self;
+        let Self { mode, route, region, bytes, id, seal } = self;
         let mut text = mode.to_string();
         match route {
             Route::Server(address) => {
@@ -123,6 +130,9 @@ impl Offer {
         }
         if let Some(id) = id {
             text.push_str(&format!(", id={id}"));
+        }
+        if let Some(seal) = seal {
+            text.push_str(&format!(", seal={seal}"));
         }
         value(text)
     }
@@ -233,6 +243,8 @@ mod tests {
             ("client-reads, connect=client".into(), "id is missing"),
             (format!("client-writes, {rest}"), "bytes is missing"),
             ("server-reads, connect=client".into(), "stag is missing"),
+            (format!("server-writes, {rest}, seal=0"), "id is missing"),
+            (format!("server-writes, {rest}, id={:032}, seal=x", 0), "seal=\"x\": expected a number"),
             (format!("server-writes, {rest}, id=12"), "id=\"12\": expected 32 hexadecimal digits"),
             (format!("server-writes, {rest}, x={}", "y".repeat(MAX)), "more than 1024"),
         ];
@@ -282,11 +294,14 @@ mod tests {
             Just(Route::Client),
             Just(Route::InPlace),
         ];
-        (mode, route, advert, any::<u64>(), any::<[u8; 16]>()).prop_map(|(mode, route, advert, bytes, id)| {
-            let region = matches!(mode, Mode::ServerWrites | Mode::ServerReads).then_some(advert);
-            let bytes = matches!(mode, Mode::ClientWrites | Mode::ServerReads).then_some(bytes);
-            Offer { mode, route, region, bytes, id: Some(TransferId(id)) }
-        })
+        let seal = any::<Option<u64>>();
+        (mode, route, advert, any::<u64>(), any::<[u8; 16]>(), seal).prop_map(
+            |(mode, route, advert, bytes, id, seal)| {
+                let region = matches!(mode, Mode::ServerWrites | Mode::ServerReads).then_some(advert);
+                let bytes = matches!(mode, Mode::ClientWrites | Mode::ServerReads).then_some(bytes);
+                Offer { mode, route, region, bytes, id: Some(TransferId(id)), seal }
+            },
+        )
     }
 
     proptest! {

@@ -74,6 +74,8 @@ impl Reason {
     pub const TOO_LARGE: Self = Self::known("too-large");
     /// The address is not the peer's and in no list.
     pub const ADDRESS_NOT_ALLOWED: Self = Self::known("address-not-allowed");
+    /// The request's body, or the response's, would go in the clear beside TLS; or it was to be sealed, and there is no TLS 1.3.
+    pub const UNSEALED: Self = Self::known("unsealed");
     /// There is no RDMA connection of the kind that the request names.
     pub const NOT_CONNECTED: Self = Self::known("not-connected");
     /// The server did not want all of the body.
@@ -88,6 +90,8 @@ impl Reason {
     pub const EXHAUSTED: Self = Self::known("exhausted");
     /// The RDMA stack failed before anything was written.
     pub const FABRIC: Self = Self::known("fabric");
+    /// What came is not what was sealed.
+    pub const SEAL_BROKEN: Self = Self::known("seal-broken");
     /// The RDMA connection ended in mid-transfer.
     pub const CONNECTION_LOST: Self = Self::known("connection-lost");
 

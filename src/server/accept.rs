@@ -10,15 +10,18 @@ use http_body::Body;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::server::graceful::GracefulShutdown;
+use hyper_util::server::graceful::{GracefulShutdown, Watcher};
 use nix::sys::socket::{setsockopt, sockopt};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
+use tokio::time::timeout;
 use tower::{Service, ServiceExt};
 
 use super::HttpConnection;
 use super::layer::BoxError;
+use crate::tls::ServerTls;
 
 /// Limits of [`serve`].
 #[derive(Clone, Debug)]
@@ -31,6 +34,8 @@ pub struct ServeOptions {
     pub stall_timeout: Duration,
     /// For exchanges under way, once told to stop.
     pub grace: Duration,
+    /// With what to speak TLS, if at all.
+    pub tls: Option<ServerTls>,
 }
 
 impl Default for ServeOptions {
@@ -40,6 +45,7 @@ impl Default for ServeOptions {
             idle_timeout: Duration::from_secs(60),
             stall_timeout: Duration::from_secs(30),
             grace: Duration::from_secs(10),
+            tls: None,
         }
     }
 }
@@ -65,19 +71,23 @@ where
         };
         let Some((stream, peer, permit)) = accepted else { continue };
         prepare(&stream, options.stall_timeout);
-        let http = HttpConnection::between(peer, stream.local_addr().ok());
-        // Without half_close: a client that shuts its side down is taken as gone, so that a transfer to it is abandoned at
-        // once (docs/protocol.md, section 4).
-        let served = hyper::server::conn::http1::Builder::new()
-            .timer(TokioTimer::new())
-            .header_read_timeout(options.idle_timeout)
-            .serve_connection(TokioIo::new(stream), with_connection(service.clone(), http.clone()));
-        let served = graceful.watch(served);
+        let (service, options, watcher) = (service.clone(), options.clone(), graceful.watcher());
         connections.spawn(async move {
-            if let Err(error) = served.await {
-                tracing::debug!(%peer, %error, "HTTP connection ended");
+            let local = stream.local_addr().ok();
+            match &options.tls {
+                None => {
+                    let http = HttpConnection::between(peer, local, None);
+                    serve_one(stream, service, http, &options, watcher).await;
+                }
+                Some(tls) => match timeout(options.idle_timeout, tls.accept(stream)).await {
+                    Ok(Ok((stream, secret))) => {
+                        let http = HttpConnection::between(peer, local, Some(secret));
+                        serve_one(stream, service, http, &options, watcher).await;
+                    }
+                    Ok(Err(error)) => tracing::debug!(%peer, %error, "no TLS"),
+                    Err(_) => tracing::debug!(%peer, "no TLS within {:?}", options.idle_timeout),
+                },
             }
-            http.close().await;
             drop(permit);
         });
     }
@@ -91,6 +101,33 @@ where
         tracing::warn!("exchanges still under way after {:?} are cut off", options.grace);
     }
     connections.shutdown().await;
+}
+
+/// Serves one connection to its end.
+async fn serve_one<S, B, I>(
+    stream: I,
+    service: S,
+    http: HttpConnection,
+    options: &ServeOptions,
+    watcher: Watcher,
+) where
+    S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible> + Clone + Send + 'static,
+    S::Future: Send,
+    I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    B: Body + Send + 'static,
+    B::Data: Send,
+    B::Error: Into<BoxError>,
+{
+    // Without half_close: a client that shuts its side down is taken as gone, so that a transfer to it is abandoned at
+    // once (docs/protocol.md, section 4).
+    let served = hyper::server::conn::http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(options.idle_timeout)
+        .serve_connection(TokioIo::new(stream), with_connection(service, http.clone()));
+    if let Err(error) = watcher.watch(served).await {
+        tracing::debug!(peer = %http.peer(), %error, "HTTP connection ended");
+    }
+    http.close().await;
 }
 
 type Accepted = (TcpStream, SocketAddr, tokio::sync::OwnedSemaphorePermit);

@@ -1,6 +1,7 @@
 //! What is kept for the life of an HTTP connection: whose it is, and the RDMA connection that belongs to it.
 
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
 use tokio::sync::{Mutex, OwnedMutexGuard};
@@ -13,6 +14,7 @@ use crate::flow::{Link, RECEIVE_DEPTH, RECEIVE_SIZE};
 use crate::header::{Offer, Reason, Route, TransferId};
 use crate::memory::Buffers;
 use crate::message::Message;
+use crate::seal::{Keys, Secret};
 
 /// One HTTP connection, as an accept loop inserts it into each request's extensions. Clones are the same connection.
 #[derive(Clone)]
@@ -21,7 +23,16 @@ pub struct HttpConnection(Arc<State>);
 struct State {
     peer: SocketAddr,
     local: Option<SocketAddr>,
+    tls: Option<Tls>,
     kept: Arc<Mutex<Slot>>,
+}
+
+/// What there is to know of a connection with TLS.
+struct Tls {
+    /// What bodies are sealed under; TLS before 1.3 has none.
+    secret: Option<Secret>,
+    /// The least number that the next offer may have.
+    next: AtomicU64,
 }
 
 /// An HTTP connection that may have ended.
@@ -69,12 +80,35 @@ pub(super) enum NoLink {
 impl HttpConnection {
     /// A connection from `peer`.
     pub fn new(peer: SocketAddr) -> Self {
-        Self::between(peer, None)
+        Self::between(peer, None, None)
     }
 
-    /// The same, where our own address is known.
-    pub(super) fn between(peer: SocketAddr, local: Option<SocketAddr>) -> Self {
-        Self(Arc::new(State { peer, local, kept: Arc::default() }))
+    /// A connection from `peer` with TLS, which exported `secret`, or is of a version before 1.3.
+    pub fn with_tls(peer: SocketAddr, secret: Option<Secret>) -> Self {
+        Self::between(peer, None, Some(secret))
+    }
+
+    /// Either, where our own address is known.
+    pub(super) fn between(peer: SocketAddr, local: Option<SocketAddr>, tls: Option<Option<Secret>>) -> Self {
+        let tls = tls.map(|secret| Tls { secret, next: AtomicU64::new(0) });
+        Self(Arc::new(State { peer, local, tls, kept: Arc::default() }))
+    }
+
+    /// What the body of this offer is sealed with; nothing without TLS. Nothing goes in the clear beside TLS, and no two
+    /// transfers have the same keys.
+    pub(super) fn keys(&self, offer: &Offer) -> Result<Option<Keys>, Reason> {
+        let (tls, number) = match (&self.0.tls, offer.seal) {
+            (None, None) => return Ok(None),
+            (Some(tls), Some(number)) => (tls, number),
+            _ => return Err(Reason::UNSEALED),
+        };
+        let (Some(secret), Some(id)) = (&tls.secret, offer.id) else { return Err(Reason::UNSEALED) };
+        if number < tls.next.load(Ordering::Relaxed) || number == u64::MAX {
+            tracing::warn!(peer = %self.peer(), number, "an offer's number came before");
+            return Err(Reason::UNSEALED);
+        }
+        tls.next.store(number + 1, Ordering::Relaxed);
+        Ok(Some(secret.transfer(offer.mode, id, number)))
     }
 
     /// Whose it is.

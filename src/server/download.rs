@@ -13,6 +13,7 @@ use crate::events::Event;
 use crate::flow::{Feed, FlowError, Target, Unfold, Unread, expose, write};
 use crate::header::{Advert, Mode, Offer, TransferId};
 use crate::memory::Share;
+use crate::seal::{Keys, sealed, sealed_length};
 
 /// A body of a known length, and where it is to go.
 pub(super) struct Download<B> {
@@ -45,6 +46,24 @@ where
     /// The body as it was, for whoever sends it another way.
     pub(super) fn into_body(self) -> Option<Unread<B>> {
         self.feed.into_body()
+    }
+
+    /// Bytes that go by RDMA.
+    pub(super) fn length(&self) -> u64 {
+        self.feed.length()
+    }
+
+    /// The same download of what the body is when it is sealed.
+    pub(super) fn sealed(self, keys: Keys) -> Result<Download<ResponseBody>, FlowError> {
+        let Self { shared, offer, feed, _share } = self;
+        let length = feed.length();
+        let sealed_length =
+            sealed_length(length).ok_or_else(|| FlowError::Body("it is too long to be sealed".into()))?;
+        // Nobody makes a file's part of a body that is to be sealed.
+        let whole =
+            feed.into_body().ok_or_else(|| FlowError::Body("it is not read, and so not sealed".into()))?;
+        let feed = Feed::body(sealed(whole, length, keys), sealed_length);
+        Ok(Download { shared, offer, feed, _share })
     }
 
     /// The client's region, if the body fits into it: then it is written before the head is sent.

@@ -7,18 +7,21 @@ use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use http::header::{CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, TRANSFER_ENCODING, VARY};
+use http::response::Parts;
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode};
 use http_body::Body;
 use http_body_util::{BodyExt, Empty, Full};
+use tokio::sync::OwnedMutexGuard;
 
 use super::HttpConnection;
-use super::connection::connect_failure;
+use super::connection::{Kept, Slot, connect_failure};
 use super::download::Download;
 use super::layer::{BoxError, ResponseBody, Shared, known_length};
 use crate::events::Event;
 use crate::flow::{Feed, FilePart, FlowError, Unread};
 use crate::header::{Offer, Outcome, RDMA, Reason, Route};
 use crate::memory::Strategy;
+use crate::seal::{Keys, sealed_length};
 
 /// A body as the layer has it. It still knows its length, from which hyper makes the `Content-Length` of a service that
 /// sets none.
@@ -29,6 +32,15 @@ where
     B::Error: Into<BoxError>,
 {
     Unread::whole(body).boxed_unsync()
+}
+
+/// A transfer that may be begun.
+struct Admitted<'h> {
+    /// Bytes of the body, and of what goes by RDMA: more where it is sealed.
+    plain: u64,
+    length: u64,
+    http: &'h HttpConnection,
+    keys: Option<Keys>,
 }
 
 impl Shared {
@@ -45,20 +57,23 @@ impl Shared {
         B::Data: Send,
         B::Error: Into<BoxError>,
     {
-        let (length, http) = match self.admit(&offer, method, http.as_ref(), &response) {
-            Ok(admitted) => admitted,
-            Err(reason) => return self.fall_back(response.map(boxed), reason),
-        };
+        let Admitted { plain, length, http, keys } =
+            match self.admit(&offer, method, http.as_ref(), &response) {
+                Ok(admitted) => admitted,
+                Err(reason) => return self.fall_back(response.map(boxed), reason),
+            };
         let share = match self.reserve(http, length) {
             Ok(share) => share,
             Err(reason) => return self.fall_back(response.map(boxed), reason),
         };
         let (mut parts, body) = response.into_parts();
-        let part = parts.extensions.remove::<FilePart>().filter(|part| part.length() == length);
+        let part = parts.extensions.remove::<FilePart>().filter(|part| part.length() == plain);
         // The service's own body stays with us, for a transfer that falls back.
         let (feed, unread) = match part {
-            Some(part) if self.config.memory == Strategy::Sendfile => (Feed::file(part), Some(body)),
-            _ => (Feed::body(body, length), None),
+            Some(part) if self.config.memory == Strategy::Sendfile && keys.is_none() => {
+                (Feed::file(part), Some(body))
+            }
+            _ => (Feed::body(body, plain), None),
         };
         let mut download = Download::new(self.clone(), offer, feed, share);
         // Reading takes its time, and a connection could close meanwhile.
@@ -75,33 +90,22 @@ impl Shared {
                 return self.fall_back(whole, connect_failure(&error));
             }
         };
-        if let Some(at_once) = download.fits() {
-            return match download.run(at_once, kept, slot).await {
-                Ok(()) => done(Response::from_parts(parts, ()), &offer, length),
-                Err(error) => match error.reason() {
-                    Some(reason) => failed(reason, &error),
-                    None => Response::from_parts(parts, broken(error)),
-                },
-            };
-        }
-        match offer.id {
-            Some(id) => {
-                let head = Outcome::Under { mode: offer.mode, bytes: length, id };
-                under(Response::from_parts(parts, download.into_stream(id, kept, slot)), &head)
-            }
-            // Checked by `admit`.
-            None => Response::from_parts(parts, broken(FlowError::Body("a transfer without a name".into()))),
+        match keys {
+            None => carry(download, offer, parts, kept, slot).await,
+            Some(keys) => match download.sealed(keys) {
+                Ok(download) => carry(download, offer, parts, kept, slot).await,
+                Err(error) => Response::from_parts(parts, broken(error)),
+            },
         }
     }
-
-    /// What can be decided before anything is begun: the body's length and the connection, or why not.
+    /// What can be decided before anything is begun.
     fn admit<'h, B: Body>(
         &self,
         offer: &Offer,
         method: &Method,
         http: Option<&'h HttpConnection>,
         response: &Response<B>,
-    ) -> Result<(u64, &'h HttpConnection), Reason> {
+    ) -> Result<Admitted<'h>, Reason> {
         if method != Method::GET {
             return Err(Reason::METHOD);
         }
@@ -114,7 +118,11 @@ impl Shared {
             None if response.body().is_end_stream() => return Err(Reason::EMPTY),
             _ => {}
         }
-        let length = length.ok_or(Reason::UNKNOWN_LENGTH)?;
+        let plain = length.ok_or(Reason::UNKNOWN_LENGTH)?;
+        let length = match offer.seal {
+            Some(_) => sealed_length(plain).ok_or(Reason::TOO_LARGE)?,
+            None => plain,
+        };
         // A client without a name for the transfer can make no room, and one without room cannot either.
         if let Some(region) = offer.region
             && length > region.maxlen
@@ -122,7 +130,8 @@ impl Shared {
         {
             return Err(Reason::TOO_LARGE);
         }
-        Ok((length, self.may_connect(http, offer)?))
+        let http = self.may_connect(http, offer)?;
+        Ok(Admitted { plain, length, http, keys: http.keys(offer)? })
     }
 
     /// The HTTP connection, if the offer's RDMA connection may be made for it.
@@ -167,6 +176,39 @@ impl Shared {
     ) -> Response<ResponseBody> {
         self.recorder.record(Event::Fallback { reason: reason.to_string() });
         fallback(response, reason)
+    }
+}
+
+/// Moves a body over a connection that is there, and gives the response that says so.
+async fn carry<B>(
+    download: Download<B>,
+    offer: Offer,
+    parts: Parts,
+    kept: Kept,
+    slot: OwnedMutexGuard<Slot>,
+) -> Response<ResponseBody>
+where
+    B: Body + Send + 'static,
+    B::Data: Send,
+    B::Error: Into<BoxError>,
+{
+    let length = download.length();
+    if let Some(at_once) = download.fits() {
+        return match download.run(at_once, kept, slot).await {
+            Ok(()) => done(Response::from_parts(parts, ()), &offer, length),
+            Err(error) => match error.reason() {
+                Some(reason) => failed(reason, &error),
+                None => Response::from_parts(parts, broken(error)),
+            },
+        };
+    }
+    match offer.id {
+        Some(id) => {
+            let head = Outcome::Under { mode: offer.mode, bytes: length, id };
+            under(Response::from_parts(parts, download.into_stream(id, kept, slot)), &head)
+        }
+        // Checked by `admit`.
+        None => Response::from_parts(parts, broken(FlowError::Body("a transfer without a name".into()))),
     }
 }
 

@@ -21,6 +21,7 @@ use crate::flow::{FlowError, Limits, Pull, Ring, Unfold};
 use crate::header::{Mode, Offer, Outcome, Reason, TransferId};
 use crate::memory::Share;
 use crate::message::Message;
+use crate::seal::Opener;
 
 /// How a body comes.
 enum Coming {
@@ -35,6 +36,8 @@ struct Upload {
     kept: Option<Kept>,
     slot: OwnedMutexGuard<Slot>,
     limits: Limits,
+    /// What opens it, if it is sealed.
+    opener: Option<Opener>,
     progress: Progress,
     end: Arc<Mutex<End>>,
     _share: Option<Share>,
@@ -50,15 +53,29 @@ enum End {
 }
 
 impl Upload {
+    /// The next piece, as it comes, or as it opens, and how much of all that is to come has come.
+    async fn piece(&mut self, kept: &Kept) -> Result<(Option<Bytes>, u64), FlowError> {
+        loop {
+            let (piece, taken) = match &mut self.coming {
+                Coming::Written(ring) => (ring.next(&kept.link, self.limits).await?, ring.taken()),
+                Coming::Read(pull) => (pull.next(&kept.link, self.limits).await?, pull.taken()),
+            };
+            let (Some(opener), Some(sealed)) = (&mut self.opener, &piece) else { return Ok((piece, taken)) };
+            let opened = opener.push(sealed.clone())?;
+            if taken == self.progress.length() {
+                opener.end()?;
+            }
+            if !opened.is_empty() {
+                return Ok((Some(opened), taken));
+            }
+        }
+    }
+
     /// The next piece. The connection goes back to its place with the last one.
     async fn next(mut self: Box<Self>) -> Result<Option<(Box<Self>, Bytes)>, BoxError> {
-        let Some(kept) = &self.kept else { return Ok(None) };
-        let next = match &mut self.coming {
-            Coming::Written(ring) => {
-                ring.next(&kept.link, self.limits).await.map(|piece| (piece, ring.taken()))
-            }
-            Coming::Read(pull) => pull.next(&kept.link, self.limits).await.map(|piece| (piece, pull.taken())),
-        };
+        let Some(kept) = self.kept.take() else { return Ok(None) };
+        let next = self.piece(&kept).await;
+        self.kept = Some(kept);
         match next {
             Ok((piece, taken)) => {
                 self.progress.moved = taken;
@@ -101,23 +118,23 @@ impl Shared {
         ResBody::Error: Into<BoxError>,
     {
         let end = Arc::default();
-        let (upload, id, bytes) = match self.begin_upload(offer, http.as_ref(), request.method(), &end).await
-        {
-            Ok(begun) => begun,
-            Err(reason) => {
-                // Without a connection the client knows that it is asked for the body when somebody reads it.
-                if let Some(http) = &http {
-                    http.close().await;
+        let (upload, id, bytes, plain) =
+            match self.begin_upload(offer, http.as_ref(), request.method(), &end).await {
+                Ok(begun) => begun,
+                Err(reason) => {
+                    // Without a connection the client knows that it is asked for the body when somebody reads it.
+                    if let Some(http) = &http {
+                        http.close().await;
+                    }
+                    let response = inner.call(request.map(RequestBody::new)).await?;
+                    return Ok(self.fall_back(response.map(boxed), reason));
                 }
-                let response = inner.call(request.map(RequestBody::new)).await?;
-                return Ok(self.fall_back(response.map(boxed), reason));
-            }
-        };
+            };
         let (mut parts, by_tcp) = request.into_parts();
         parts.headers.remove(EXPECT);
         parts.headers.remove(TRANSFER_ENCODING);
-        parts.headers.insert(CONTENT_LENGTH, HeaderValue::from(bytes));
-        let body = Unfold::new(upload, Some(bytes), |upload: Box<Upload>| {
+        parts.headers.insert(CONTENT_LENGTH, HeaderValue::from(plain));
+        let body = Unfold::new(upload, Some(plain), |upload: Box<Upload>| {
             Box::pin(upload.next()) as BoxFuture<'static, _>
         });
         let response = inner.call(Request::from_parts(parts, RequestBody::new(body))).await?.map(boxed);
@@ -140,7 +157,7 @@ impl Shared {
         http: Option<&HttpConnection>,
         method: &Method,
         end: &Arc<Mutex<End>>,
-    ) -> Result<(Box<Upload>, TransferId, u64), Reason> {
+    ) -> Result<(Box<Upload>, TransferId, u64, u64), Reason> {
         let (Some(id), Some(bytes)) = (offer.id, offer.bytes) else { return Err(Reason::MALFORMED) };
         if !matches!(*method, Method::POST | Method::PUT) {
             return Err(Reason::METHOD);
@@ -149,6 +166,11 @@ impl Shared {
             return Err(Reason::EMPTY);
         }
         let http = self.may_connect(http, &offer)?;
+        let opener = match http.keys(&offer)? {
+            Some(keys) => Some(Opener::new(keys, bytes).map_err(|_| Reason::MALFORMED)?),
+            None => None,
+        };
+        let plain = opener.as_ref().map_or(bytes, Opener::length);
         let mut slot = http.lock().await;
         let share = self.reserve(http, bytes)?;
         let kept = slot.take(self, http, &offer).await.map_err(|error| {
@@ -164,7 +186,8 @@ impl Shared {
         let mut progress = Progress::new(self, &peer, bytes);
         progress.given_up = "the body was not read to its end";
         let (kept, end) = (Some(kept), end.clone());
-        Ok((Box::new(Upload { coming, kept, slot, limits, progress, end, _share: share }), id, bytes))
+        let upload = Upload { coming, kept, slot, limits, opener, progress, end, _share: share };
+        Ok((Box::new(upload), id, bytes, plain))
     }
 
     /// Tells the client where it may write.

@@ -11,6 +11,7 @@ mod plain_servers;
 mod pool;
 mod program;
 mod rdma;
+mod sealed;
 mod service;
 mod steps;
 mod support;

@@ -276,6 +276,7 @@ async fn a_client_that_pipelines_gets_everything_in_order() {
         }),
         bytes: None,
         id: Some(id),
+        seal: None,
     };
     let offers = [
         offer(Mode::ServerWrites, Some(0), ids[0]),

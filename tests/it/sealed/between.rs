@@ -1,0 +1,153 @@
+//! Somebody between the two ends of an RDMA connection, who reads what goes by, and meddles.
+
+use std::io::{self, Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::sync::{Arc, Mutex};
+
+/// What is done to the first run of Writes in either direction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Doing {
+    /// Nothing.
+    Nothing,
+    /// A bit of the second segment is turned over.
+    Flip,
+    /// Two segments change places.
+    Swap,
+    /// What the first segment brought, the second one brings again.
+    Repeat,
+    /// The second segment is lost, and TCP does not notice.
+    LeaveOut,
+    /// What the connection before brought comes again.
+    Replay,
+}
+
+impl Doing {
+    pub(crate) const ALL: [Self; 6] =
+        [Self::Nothing, Self::Flip, Self::Swap, Self::Repeat, Self::LeaveOut, Self::Replay];
+}
+
+/// What is known of what went by.
+#[derive(Default)]
+struct Seen {
+    bytes: Vec<u8>,
+    /// The segments' payloads of the first connection.
+    first: Vec<Vec<u8>>,
+    connections: usize,
+    done: bool,
+}
+
+/// Accepts connections, and makes each on to the same port of 127.0.0.1.
+pub(crate) struct Between {
+    pub(crate) address: SocketAddr,
+    seen: Arc<Mutex<Seen>>,
+}
+
+impl Between {
+    pub(crate) fn start(doing: Doing) -> Self {
+        let listener = TcpListener::bind("127.0.0.2:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let seen = Arc::new(Mutex::new(Seen::default()));
+        let known = seen.clone();
+        // Ends with the test's process.
+        std::thread::spawn(move || {
+            for near in listener.incoming() {
+                let near = near.unwrap();
+                let far = TcpStream::connect(("127.0.0.1", address.port())).unwrap();
+                known.lock().unwrap().connections += 1;
+                for (from, to) in [(&near, &far), (&far, &near)] {
+                    let (from, to) = (from.try_clone().unwrap(), to.try_clone().unwrap());
+                    let known = known.clone();
+                    std::thread::spawn(move || {
+                        // An end of either kind is the other side's too.
+                        let _ = carry(&from, &to, doing, &known);
+                        let _ = to.shutdown(Shutdown::Both);
+                    });
+                }
+            }
+        });
+        Self { address, seen }
+    }
+
+    /// All that went by.
+    pub(crate) fn seen(&self) -> Vec<u8> {
+        self.seen.lock().unwrap().bytes.clone()
+    }
+
+    /// Whether anything was done.
+    pub(crate) fn did(&self) -> bool {
+        self.seen.lock().unwrap().done
+    }
+}
+
+/// Where a tagged segment's payload begins: after the length (RFC 5044, section 4) and the header (RFC 5041, section 4.1).
+const PAYLOAD: usize = 2 + 14;
+
+fn carry(mut from: &TcpStream, mut to: &TcpStream, doing: Doing, seen: &Mutex<Seen>) -> io::Result<()> {
+    // The start-up frame: 20 bytes, of which the last two tell of private data (RFC 5044, section 7.1.1).
+    let mut frame = [0; 20];
+    from.read_exact(&mut frame)?;
+    to.write_all(&frame)?;
+    let mut private = vec![0; usize::from(u16::from_be_bytes([frame[18], frame[19]]))];
+    from.read_exact(&mut private)?;
+    to.write_all(&private)?;
+    let mut writes = Vec::new();
+    loop {
+        let fpdu = fpdu(from)?;
+        seen.lock().unwrap().bytes.extend_from_slice(&fpdu);
+        let tagged = fpdu[2] & 0x80 != 0;
+        if tagged {
+            writes.push(fpdu);
+            continue;
+        }
+        // What follows Writes tells of them: until then nobody looks.
+        if writes.len() > 1 {
+            meddle(&mut writes, doing, &mut seen.lock().unwrap());
+        }
+        for fpdu in writes.drain(..).chain([fpdu]) {
+            to.write_all(&fpdu)?;
+        }
+    }
+}
+
+fn meddle(writes: &mut Vec<Vec<u8>>, doing: Doing, seen: &mut Seen) {
+    let payload =
+        |fpdu: &Vec<u8>| fpdu[PAYLOAD..2 + usize::from(u16::from_be_bytes([fpdu[0], fpdu[1]]))].to_vec();
+    if seen.connections == 1 {
+        seen.first.extend(writes.iter().map(payload));
+    }
+    let put = |fpdu: &mut Vec<u8>, bytes: &[u8]| fpdu[PAYLOAD..PAYLOAD + bytes.len()].copy_from_slice(bytes);
+    let alike = writes[0].len() == writes[1].len();
+    match doing {
+        _ if seen.done => return,
+        Doing::Nothing => return,
+        Doing::Flip => writes[1][PAYLOAD + 77] ^= 1,
+        Doing::Swap if alike => {
+            let (first, second) = (payload(&writes[0]), payload(&writes[1]));
+            put(&mut writes[0], &second);
+            put(&mut writes[1], &first);
+        }
+        Doing::Repeat if alike => {
+            let first = payload(&writes[0]);
+            put(&mut writes[1], &first);
+        }
+        Doing::LeaveOut if writes.len() > 2 => drop(writes.remove(1)),
+        Doing::Replay if seen.connections == 2 => {
+            for (fpdu, old) in writes.iter_mut().zip(&seen.first) {
+                put(fpdu, &old[..old.len().min(payload(fpdu).len())]);
+            }
+        }
+        Doing::Swap | Doing::Repeat | Doing::LeaveOut | Doing::Replay => return,
+    }
+    seen.done = true;
+}
+
+/// One FPDU: a length, as many bytes, zeros up to a multiple of four, a checksum.
+fn fpdu(mut from: &TcpStream) -> io::Result<Vec<u8>> {
+    let mut length = [0; 2];
+    from.read_exact(&mut length)?;
+    let whole = (2 + usize::from(u16::from_be_bytes(length))).next_multiple_of(4) + 4;
+    let mut fpdu = vec![0; whole];
+    fpdu[..2].copy_from_slice(&length);
+    from.read_exact(&mut fpdu[2..])?;
+    Ok(fpdu)
+}
