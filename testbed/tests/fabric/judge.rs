@@ -19,6 +19,7 @@ use tokio::time::timeout;
 
 use crate::by_hand::by_hand;
 use crate::guest::Lab;
+use crate::replies;
 use crate::support::skip;
 
 /// Which side of which case this process is, in a host of the guest: role, fabric, address, CRC.
@@ -50,10 +51,20 @@ fn soft_answers_the_same_frames() {
     judge("judge::soft_answers_the_same_frames", ["soft", "hand"]);
 }
 
+#[test]
+fn siw_takes_replies_made_by_hand() {
+    judge("judge::siw_takes_replies_made_by_hand", ["hand", "siw"]);
+}
+
+#[test]
+fn soft_takes_the_same_replies() {
+    judge("judge::soft_takes_the_same_replies", ["hand", "soft"]);
+}
+
 /// Runs the two sides in the two hosts of a guest, each by this very test.
-fn judge(test: &str, [server, client]: [&str; 2]) {
+fn judge(test: &str, sides @ [server, client]: [&str; 2]) {
     if let Ok(part) = std::env::var(PART) {
-        return play(&part, server);
+        return play(&part, sides);
     }
     if Cache::of_user().and_then(|cache| cache.newest(Platform::Uml)).unwrap().is_none() {
         return skip(test, "no UML kernel is built; `testbed kernel build` builds one");
@@ -97,15 +108,19 @@ fn judge(test: &str, [server, client]: [&str; 2]) {
     }
 }
 
-fn play(part: &str, server: &str) {
+fn play(part: &str, [server, client]: [&str; 2]) {
     let [role, fabric, address, crc] = part.split(' ').collect::<Vec<_>>().try_into().expect("four words");
     let address: SocketAddr = address.parse().unwrap();
     let crc = crc == "crc";
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
         match (role, fabric) {
+            ("server", "hand") => replies::give(address, client == "siw").await,
             ("server", fabric) => serve(&*open(fabric), address, crc).await,
             (_, "hand") => by_hand(address, server == "siw").await,
+            (_, fabric) if server == "hand" => {
+                replies::take(&*open(fabric), fabric == "siw", address, crc).await;
+            }
             (_, fabric) => ask(&*open(fabric), fabric == "soft", address, crc).await,
         }
     });
@@ -118,7 +133,7 @@ fn open(fabric: &str) -> Box<dyn Fabric> {
     }
 }
 
-fn options(crc: bool) -> ConnectOptions {
+pub(crate) fn options(crc: bool) -> ConnectOptions {
     ConnectOptions {
         crc,
         timeout: PATIENCE,
@@ -127,7 +142,7 @@ fn options(crc: bool) -> ConnectOptions {
     }
 }
 
-fn pattern(seed: usize, length: usize) -> Vec<u8> {
+pub(crate) fn pattern(seed: usize, length: usize) -> Vec<u8> {
     (0..length).map(|i| (i * 31 + seed * 7 + i / 251) as u8).collect()
 }
 

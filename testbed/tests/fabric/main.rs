@@ -11,4 +11,5 @@ mod guest;
 mod interoperation;
 mod judge;
 mod killed;
+mod replies;
 mod support;

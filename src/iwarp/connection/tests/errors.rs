@@ -213,6 +213,14 @@ fn versions_and_opcodes() {
 }
 
 #[test]
+fn operations_of_rfc_7306_are_unexpected_opcodes() {
+    // Immediate Data, with and without a solicited event; an Atomic Request and a Response, each well-formed.
+    for (control, queue, body) in [("4148", 0, 8), ("4149", 0, 8), ("414a", 1, 52), ("414b", 3, 12)] {
+        expect(responder(), &[sent(control, queue, 1, 0, &vec![1; body])], [0, 2, 0x06], Quotes::Header);
+    }
+}
+
+#[test]
 fn invalidation() {
     for control in ["4144", "4146"] {
         let bytes = ulpdu(&format!("{control} 00000200 00000000 00000001 00000000"), b"x");

@@ -80,6 +80,65 @@ fn check_20_mpa_insufficient_ird_terminates_2_0_06() {
     assert_eq!(initiator.transmit(1000), b"", "rdmap_nothing_sent_after_terminate");
 }
 
+/// RFC 5044, section 8: after an invalid frame "the TCP connection MUST be immediately closed", so 2/0/04 is what we
+/// report and never what we send.
+#[test]
+fn mpa_2_0_04_invalid_reply_closes_without_a_terminate() {
+    let replies = [
+        ("4d504120494420526570204672616d66 50020004 00040004", "the key"),
+        ("4d504120494420526571204672616d65 50020004 00040004", "a second Request"),
+        ("4d504120494420526570204672616d65 50000004 00040004", "revision 0"),
+        ("4d504120494420526570204672616d65 50030004 00040004", "revision 3"),
+        ("4d504120494420526570204672616d65 40010000", "revision 1 to a Request of 2"),
+        ("4d504120494420526570204672616d65 40020000", "no enhanced header"),
+        ("4d504120494420526570204672616d65 50020003 000400", "half an enhanced header"),
+        ("4d504120494420526570204672616d65 50020201 00040004", "513 bytes of private data"),
+        ("4d504120494420526570204672616d65 d0020004 00040004", "markers"),
+    ];
+    for (reply, what) in replies {
+        let mut initiator = End::new(Connection::initiate(config()).unwrap());
+        initiator.transmit(1000);
+        initiator.inbound = hex(reply);
+        initiator.take(7);
+        assert!(matches!(initiator.closed(), Some(CloseReason::Start(_))), "{what}: {:?}", initiator.events);
+        assert_eq!(initiator.transmit(1000), b"", "{what}");
+        assert!(initiator.connection.is_drained(), "{what}");
+        initiator.connection.post(send(b"x"));
+        assert_eq!(initiator.transmit(1000), b"", "{what}");
+    }
+}
+
+/// siw answers an invalid Reply by a Terminate all the same; who gets one knows what it says.
+#[test]
+fn mpa_2_0_04_of_a_peer_is_understood() {
+    for body in ["20040000", "02040000"] {
+        let mut pair = Pair::default();
+        let mut terminate = hex(&format!("00164147 00000000 00000002 00000001 00000000 {body} 00000000"));
+        pair.responder.inbound.append(&mut terminate);
+        pair.responder.take(1000);
+        let expected = Code::MPA_START;
+        assert!(matches!(pair.responder.closed(), Some(CloseReason::Terminated(t)) if t.code == expected));
+    }
+}
+
+/// RFC 6581, section 8: 2/0/05 is for a local failure between the Reply and the RTR. There is none: the RTR of each form is
+/// made without memory, whatever becomes of that.
+#[test]
+fn mpa_2_0_05_no_local_failure_between_reply_and_rtr() {
+    for (reply, control) in [("80044004", 0x41), ("80048004", 0x40), ("c0040004", 0x43)] {
+        let mut initiator =
+            End::new(Connection::initiate(Config { peer_to_peer: true, ..config() }).unwrap());
+        initiator.memory.0.clear();
+        initiator.memory.1 = Some(Denied::InvalidStag);
+        initiator.transmit(1000);
+        initiator.inbound = hex(&format!("4d504120494420526570204672616d65 50020004 {reply}"));
+        initiator.take(1000);
+        let rtr = initiator.transmit(1000);
+        assert_eq!(rtr[3], control, "{reply}: the RTR, not a Terminate");
+        assert!(initiator.closed().is_none());
+    }
+}
+
 #[test]
 fn check_40_fpdu_start_up_terminate_with_zero_crc_tolerated() {
     let mut pair = Pair::default();
