@@ -4,6 +4,25 @@
 //! it or sends from it: so payload goes between socket and region without a copy, peers that write what others read
 //! race with nobody, and all of it is safe Rust. Deregistering takes the memory out from behind the lock, so no segment,
 //! not even one of a message that has half arrived, can touch it afterwards.
+//!
+//! # Invariants
+//!
+//! 1. A region's bytes are reached through its lock only: exclusively to place ([`Memory::sink`], `copy_in`), shared to
+//!    read ([`Memory::fetch`], `copy_out`).
+//! 2. `valid` goes from true to false, once, under the exclusive lock. Whoever holds the lock and has seen true has the
+//!    region for as long as it holds the lock; true that was seen without the lock says nothing.
+//! 3. As long as `valid` is true the memory has `length` bytes (none if a file is behind them). It is taken out only after.
+//! 4. STag, domain, rights, length and file never change. An index is one entry's at a time, and all 32 bits of an STag
+//!    must match: one that was deregistered names nothing, though its index may be another's by then.
+//! 5. Every access is checked in this order: STag, domain, validity, right, bounds ([`locate`], which cannot overflow); and
+//!    before the first byte of a segment is touched.
+//! 6. The table's lock is never held while a region's is waited for; and whoever holds a [`Lease`] waits for no other
+//!    region's lock. So nobody waits in a circle.
+//! 7. A lease lives for one system call that does not block. So `deregister` returns in bounded time, and after it no byte is
+//!    read or written on a peer's behalf.
+//!
+//! `region/tests.rs` tries them with threads, under Miri and the sanitizers too (`ci/sanitize`). What a device writes to
+//! (`fabric::verbs`) has invariants of its own, beside its `unsafe` blocks.
 
 use std::any::Any;
 use std::collections::HashMap;
@@ -363,3 +382,6 @@ fn unreadable(error: std::io::Error) -> Denied {
     tracing::warn!(%error, "a registered file cannot be read");
     Denied::Unreadable
 }
+
+#[cfg(test)]
+mod tests;

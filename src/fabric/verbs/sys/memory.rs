@@ -256,3 +256,55 @@ impl<B: Backing> Drop for MemoryRegion<B> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+
+    #[test]
+    fn a_vector_comes_back_as_it_went() {
+        let mut bytes = Vec::with_capacity(100);
+        bytes.extend_from_slice(b"0123456789");
+        let start = bytes.as_ptr();
+        let owned = Arc::new(Owned::new(bytes));
+        assert_eq!((owned.start().cast_const(), owned.length()), (start, 10));
+        owned.copy_in(2..4, b"ab");
+        let mut seen = [0; 4];
+        let reader = owned.clone();
+        std::thread::spawn(move || {
+            reader.copy_out(1..5, &mut seen);
+            assert_eq!(&seen, b"1ab4");
+        })
+        .join()
+        .unwrap();
+        let owned = Arc::into_inner(owned).expect("the thread's is gone");
+        let bytes = owned.into_vec();
+        assert_eq!((bytes.as_slice(), bytes.capacity()), (&b"01ab456789"[..], 100));
+        // Without being given back, and with nothing in it.
+        drop(Owned::new(vec![1; 10]));
+        assert_eq!(Owned::new(Vec::new()).into_vec(), b"");
+    }
+
+    #[test]
+    #[should_panic(expected = "8..11 of 10")]
+    fn nothing_is_copied_beyond_the_end() {
+        Owned::new(vec![0; 10]).copy_in(8..11, &[0; 3]);
+    }
+
+    #[test]
+    #[cfg_attr(miri, ignore = "Miri maps no files")]
+    fn a_file_is_mapped_where_it_begins() {
+        let mut file = tempfile::tempfile().unwrap();
+        let bytes: Vec<u8> = (0..10_000).map(|n| (n % 251) as u8).collect();
+        file.write_all(&bytes).unwrap();
+        for (offset, length) in [(0, 10), (5, 100), (4096, 1), (5000, 5000)] {
+            let mapping = Mapping::new(&file, offset as u64, length).unwrap();
+            // SAFETY: the mapping lives, and nobody changes the file.
+            let seen = unsafe { std::slice::from_raw_parts(mapping.start(), mapping.length()) };
+            assert_eq!(seen, &bytes[offset..offset + length]);
+        }
+        assert_eq!(Mapping::new(&file, 0, 0).map(drop).unwrap_err().kind(), io::ErrorKind::InvalidInput);
+    }
+}
