@@ -9,6 +9,7 @@ mod error;
 mod pool;
 mod response;
 mod route;
+mod stream;
 mod upload;
 
 use std::net::{AddrParseError, IpAddr, SocketAddr};
@@ -27,6 +28,7 @@ pub use connection::HttpConnection;
 pub use error::ClientError;
 pub use pool::{Pool, PoolOptions};
 pub use response::{Body, Response, Via};
+pub use stream::BodyStream;
 pub use upload::Upload;
 
 /// Settings of a client.
