@@ -146,7 +146,13 @@ pub fn head(headers: &http::HeaderMap) -> Vec<(String, String)> {
 
 /// Takes events. Cheap to clone; the default one takes them nowhere.
 #[derive(Clone, Default)]
-pub struct Recorder(Option<Arc<Sink>>);
+pub struct Recorder {
+    sink: Option<Arc<Sink>>,
+    listener: Option<Listener>,
+}
+
+/// Is told each event as it is recorded.
+pub type Listener = Arc<dyn Fn(&Event) + Send + Sync>;
 
 struct Sink {
     out: Mutex<Box<dyn Write + Send>>,
@@ -177,17 +183,26 @@ impl Recorder {
 
     /// Writes events to `out`, each flushed as a line of its own.
     pub fn to_writer(out: impl Write + Send + 'static) -> Self {
-        Self(Some(Arc::new(Sink { out: Mutex::new(Box::new(out)) })))
+        let sink = Sink { out: Mutex::new(Box::new(out)) };
+        Self { sink: Some(Arc::new(sink)), listener: None }
     }
 
-    /// Whether anybody listens, for events that cost something to make.
+    /// The same, and `listener` is told too; in place of one that there was.
+    pub fn with_listener(self, listener: Listener) -> Self {
+        Self { listener: Some(listener), ..self }
+    }
+
+    /// Whether events are written, for those that cost something to make.
     pub fn is_on(&self) -> bool {
-        self.0.is_some()
+        self.sink.is_some()
     }
 
     /// Records an event. A reader that went away is no reason to stop serving: write errors are dropped.
     pub fn record(&self, event: Event) {
-        let Some(sink) = &self.0 else { return };
+        if let Some(listener) = &self.listener {
+            listener(&event);
+        }
+        let Some(sink) = &self.sink else { return };
         let Ok(mut line) = serde_json::to_vec(&Record { at_us: now_us(), event }) else { return };
         line.push(b'\n');
         let mut out = sink.out.lock().unwrap_or_else(std::sync::PoisonError::into_inner);

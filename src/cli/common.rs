@@ -1,13 +1,14 @@
 //! What both programs share: parsing that returns an exit code, logging, the fabric, events, signals.
 
 use std::ffi::OsString;
-use std::io::{self, IsTerminal};
+use std::io::{self, IsTerminal, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
 use clap::error::ErrorKind;
+use clap_complete::Shell;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
@@ -46,6 +47,28 @@ pub(super) struct Common {
     /// What to log to standard error: error, warn, info, debug, trace, or directives as in RUST_LOG
     #[arg(long, value_name = "LEVEL", env = "RUST_LOG", default_value = "warn")]
     pub(super) log: String,
+
+    /// How to log: text, or a JSON object a line
+    #[arg(long, value_enum, default_value_t = LogFormat::Text, env = "RDMA_LOG_FORMAT")]
+    pub(super) log_format: LogFormat,
+}
+
+/// What a program prints about itself. Neither needs anything else of the command line.
+#[derive(clap::Args, Debug)]
+pub(super) struct Documents {
+    /// Print a completion script for a shell
+    #[arg(long, value_name = "SHELL", help_heading = "Documents")]
+    completions: Option<Shell>,
+
+    /// Print the manual page: `rdma-httpd --man | man -l -`
+    #[arg(long, help_heading = "Documents")]
+    man: bool,
+}
+
+#[derive(clap::ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum LogFormat {
+    Text,
+    Json,
 }
 
 #[derive(clap::ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,12 +107,15 @@ impl Common {
     /// Starts logging. The error is for the user.
     pub(super) fn start_log(&self) -> Result<(), String> {
         let filter = EnvFilter::try_new(&self.log).map_err(|error| format!("--log {}: {error}", self.log))?;
-        // Fails if a logger is there already, which is then whoever calls us as a library.
-        let _ = tracing_subscriber::fmt()
+        let log = tracing_subscriber::fmt()
             .with_env_filter(filter)
             .with_ansi(io::stderr().is_terminal())
-            .with_writer(io::stderr)
-            .try_init();
+            .with_writer(io::stderr);
+        // Fails if a logger is there already, which is then whoever calls us as a library.
+        let _ = match self.log_format {
+            LogFormat::Text => log.try_init(),
+            LogFormat::Json => log.json().flatten_event(true).with_span_list(false).try_init(),
+        };
         Ok(())
     }
 
@@ -144,15 +170,36 @@ fn kernel_fabric(kind: FabricKind) -> Result<Arc<dyn Fabric>, String> {
 }
 
 /// Parses the command line; help, version and mistakes are printed, and end the program with the code returned.
-pub(super) fn parse<P: clap::Parser>(args: impl IntoIterator<Item = OsString>) -> Result<P, ExitCode> {
-    P::try_parse_from(args).map_err(|error| {
-        // Nothing is to be done about a closed standard output.
-        let _ = error.print();
-        match error.kind() {
-            ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => ExitCode::SUCCESS,
-            _ => ExitCode::from(USAGE),
-        }
-    })
+pub(super) fn parse<P: clap::Parser>(args: &[OsString]) -> Result<P, ExitCode> {
+    P::try_parse_from(args).map_err(|error| report(&error))
+}
+
+/// Prints what the parser has to say, and returns the code that goes with it.
+pub(super) fn report(error: &clap::Error) -> ExitCode {
+    // Nothing is to be done about a closed standard output.
+    let _ = error.print();
+    match error.kind() {
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => ExitCode::SUCCESS,
+        _ => ExitCode::from(USAGE),
+    }
+}
+
+/// Prints the document that is asked for, if one is ([`Documents`]); that ends the program.
+pub(super) fn print_document(command: &clap::Command, args: &[OsString]) -> Option<ExitCode> {
+    // Nothing else has to be right, nor there.
+    let asked = command.clone().ignore_errors(true).try_get_matches_from(args).ok()?;
+    let mut document = Vec::new();
+    if let Ok(Some(shell)) = asked.try_get_one::<Shell>("completions") {
+        let name = command.get_name().to_owned();
+        clap_complete::generate(*shell, &mut command.clone(), name, &mut document);
+    } else if asked.get_one("man") == Some(&true) {
+        // Writing to memory cannot fail.
+        let _ = clap_mangen::Man::new(command.clone()).render(&mut document);
+    } else {
+        return None;
+    }
+    let written = io::stdout().write_all(&document).and_then(|()| io::stdout().flush());
+    Some(if written.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 /// Runs a program's future on a new runtime.

@@ -8,11 +8,13 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use clap::Parser;
+use clap::{CommandFactory, Parser};
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
 use url::Url;
 
-use super::common::{Common, OnOff, Signals, USAGE, block_on, bytes, parse, seconds};
+use super::common::{
+    Common, Documents, OnOff, Signals, USAGE, block_on, bytes, parse, print_document, seconds,
+};
 use super::jobs::{self, Job, is_stdout, shown};
 use super::verbose::Verbose;
 use crate::channel::ReceiveError;
@@ -169,6 +171,9 @@ pub(super) struct Args {
 
     #[command(flatten)]
     pub(super) common: Common,
+
+    #[command(flatten)]
+    documents: Documents,
 }
 
 #[derive(clap::ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
@@ -192,9 +197,18 @@ enum ConnectName {
 #[derive(Debug)]
 pub(super) struct Failure(pub(super) u8, pub(super) String);
 
+/// The command line, for manual pages.
+pub fn command() -> clap::Command {
+    Args::command()
+}
+
 /// Runs the program with `args` (the first is its own name) and returns its exit code.
 pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
-    let args: Args = match parse(args) {
+    let args: Vec<OsString> = args.into_iter().collect();
+    if let Some(code) = print_document(&command(), &args) {
+        return code;
+    }
+    let args: Args = match parse(&args) {
         Ok(args) => args,
         Err(code) => return code,
     };
@@ -426,10 +440,11 @@ mod tests {
 
     #[test]
     fn the_command_line_is_well_formed() {
-        use clap::CommandFactory;
         let command = Args::command();
         command.clone().debug_assert();
-        let bare: Vec<_> = command.get_arguments().filter(|arg| arg.get_env().is_none()).collect();
+        let setting = |arg: &&clap::Arg| !["completions", "man"].contains(&arg.get_id().as_str());
+        let bare: Vec<_> =
+            command.get_arguments().filter(setting).filter(|arg| arg.get_env().is_none()).collect();
         assert!(bare.is_empty(), "{bare:?}");
     }
 

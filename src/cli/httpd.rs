@@ -6,12 +6,15 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::Parser;
+use clap::{CommandFactory, FromArgMatches, Parser};
 use ipnet::IpNet;
 use tokio::net::TcpListener;
 use tower::Layer;
 
-use super::common::{Common, OnOff, Signals, USAGE, block_on, bytes, parse, seconds};
+use super::common::{
+    Common, Documents, OnOff, Signals, USAGE, block_on, bytes, print_document, report, seconds,
+};
+use super::settings::{Settings, SettingsError};
 use crate::events::{Event, Recorder};
 use crate::server::{Files, RdmaConfig, RdmaLayer, ServeOptions, serve};
 use crate::tls::ServerTls;
@@ -28,6 +31,11 @@ Examples:
   rdma-httpd --root /srv --listen 0.0.0.0:8080 --allow-rdma-to 10.1.0.0/16
   rdma-httpd --root /srv/drop --listen 10.0.0.1:8080 --allow-upload
   rdma-httpd --root /srv --listen 10.0.0.1:8443 --tls-cert cert.pem --tls-key key.pem
+  rdma-httpd --config /etc/rdma-httpd.toml --metrics 127.0.0.1:9090 --log info --log-format json
+  rdma-httpd --root /srv --chunk-size 64K --print-config > rdma-httpd.toml
+
+A setting comes from its flag, else from its variable (RDMA_HTTPD_ and the flag's name, where the help names another too),
+else from the file of --config, else it is the default. The file is TOML, its keys are the flags' names: chunk-size = \"64K\".
 
 It prints where it listens. SIGTERM and SIGINT let requests under way finish; a second one ends it at once.
 
@@ -54,8 +62,23 @@ struct Args {
     #[arg(long, value_name = "FILE", requires = "tls_cert", env = "RDMA_HTTPD_TLS_KEY")]
     tls_key: Option<PathBuf>,
 
+    /// Read settings from a TOML file
+    #[arg(long, value_name = "FILE", env = "RDMA_HTTPD_CONFIG")]
+    config: Option<PathBuf>,
+
+    /// Print all settings and where each comes from, as a file for --config
+    #[arg(long)]
+    print_config: bool,
+
+    #[command(flatten)]
+    documents: Documents,
+
     #[command(flatten)]
     common: Common,
+
+    /// Serve figures for Prometheus here, at /metrics
+    #[arg(long, value_name = "ADDR:PORT", env = "RDMA_HTTPD_METRICS")]
+    metrics: Option<SocketAddr>,
 
     /// Connect by RDMA also to these networks or addresses, not only to where a request came from
     #[arg(
@@ -72,7 +95,17 @@ struct Args {
     rdma_listen: Option<SocketAddr>,
 
     /// Take files: PUT makes or replaces one, POST makes one that is not there
-    #[arg(long, env = "RDMA_HTTPD_ALLOW_UPLOAD")]
+    #[arg(
+        long,
+        value_name = "true|false",
+        action = clap::ArgAction::Set,
+        num_args = 0..=1,
+        require_equals = true,
+        default_value = "false",
+        default_missing_value = "true",
+        hide_possible_values = true,
+        env = "RDMA_HTTPD_ALLOW_UPLOAD"
+    )]
     allow_upload: bool,
 
     /// Bytes of one RDMA Write or Read
@@ -150,15 +183,39 @@ struct Args {
     idle_timeout: Duration,
 
     /// How long requests under way may take to finish after SIGTERM
-    #[arg(long, value_name = "SECONDS", default_value = "10", value_parser = seconds, env = "RDMA_HTTPD_GRACE")]
-    grace: Duration,
+    #[arg(
+        long,
+        alias = "grace",
+        value_name = "SECONDS",
+        default_value = "10",
+        value_parser = seconds,
+        env = "RDMA_HTTPD_SHUTDOWN_TIMEOUT"
+    )]
+    shutdown_timeout: Duration,
+}
+
+/// The command line, for manual pages.
+pub fn command() -> clap::Command {
+    Args::command()
 }
 
 /// Runs the program with `args` (the first is its own name) and returns its exit code.
 pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
-    let args: Args = match parse(args) {
-        Ok(args) => args,
-        Err(code) => return code,
+    let args: Vec<OsString> = args.into_iter().collect();
+    if let Some(code) = print_document(&command(), &args) {
+        return code;
+    }
+    let loaded = Settings::load(command(), &args).and_then(|settings| {
+        let args = Args::from_arg_matches(&settings.matches)?;
+        Ok((settings, args))
+    });
+    let (settings, args) = match loaded {
+        Ok(loaded) => loaded,
+        Err(SettingsError::Parser(error)) => return report(&error),
+        Err(error) => {
+            eprintln!("rdma-httpd: {error}");
+            return ExitCode::from(USAGE);
+        }
     };
     let fail = |code: u8, error: &str| {
         eprintln!("rdma-httpd: {error}");
@@ -166,6 +223,10 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     };
     if let Err(error) = args.common.start_log().and_then(|()| args.check_limits()) {
         return fail(USAGE, &error);
+    }
+    if args.print_config {
+        print!("{}", settings.print());
+        return ExitCode::SUCCESS;
     }
     let result = args.common.recorder().and_then(|recorder| {
         block_on(run(&args, recorder))
@@ -203,16 +264,35 @@ async fn run(args: &Args, recorder: Recorder) -> Result<ExitCode, String> {
     if let Some(to) = args.rdma_listen {
         layer.accept_clients(to).await.map_err(|error| format!("--rdma-listen {to}: {error}"))?;
     }
+    let metrics = match args.metrics {
+        Some(to) => {
+            let failed = |error| format!("--metrics {to}: {error}");
+            let bound = TcpListener::bind(to).await.map_err(failed)?;
+            let address = bound.local_addr().map_err(failed)?;
+            Some((address, tokio::spawn(layer.metrics().serve(bound, std::future::pending::<()>()))))
+        }
+        None => None,
+    };
     let files = layer.layer(Files::new(root, args.chunk_size.min(1 << 20), args.allow_upload));
 
     // With `--events -` standard output belongs to the events, which say the same.
     if args.common.events.as_ref().is_none_or(|path| path.as_os_str() != "-") {
         println!("listening on {scheme}://{address}/");
+        if let Some((address, _)) = &metrics {
+            println!("figures at http://{address}/metrics");
+        }
     }
     recorder.record(Event::Listening { address });
 
     let (stop, stopped) = tokio::sync::oneshot::channel();
     let served = serve(listener, files, args.http(tls), stopped);
+    // Until all is over: a shutdown can be watched.
+    let served = async move {
+        served.await;
+        if let Some((_, task)) = metrics {
+            task.abort();
+        }
+    };
     let mut served = std::pin::pin!(served);
     tokio::select! {
         () = &mut served => return Ok(ExitCode::SUCCESS),
@@ -272,7 +352,7 @@ impl Args {
             max_connections: usize::try_from(self.max_connections).unwrap_or(usize::MAX),
             idle_timeout: self.idle_timeout,
             stall_timeout: self.stall_timeout,
-            grace: self.grace,
+            grace: self.shutdown_timeout,
             tls,
         }
     }
@@ -314,7 +394,10 @@ mod tests {
     fn every_flag_has_a_variable() {
         use clap::CommandFactory;
         let command = Args::command();
-        let bare: Vec<_> = command.get_arguments().filter(|arg| arg.get_env().is_none()).collect();
+        let setting =
+            |arg: &&clap::Arg| !["print_config", "completions", "man"].contains(&arg.get_id().as_str());
+        let bare: Vec<_> =
+            command.get_arguments().filter(setting).filter(|arg| arg.get_env().is_none()).collect();
         assert!(bare.is_empty(), "{bare:?}");
     }
 }

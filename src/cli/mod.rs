@@ -7,4 +7,5 @@ mod common;
 mod jobs;
 mod output;
 mod progress;
+mod settings;
 mod verbose;

@@ -46,6 +46,17 @@ pub enum Route {
     InPlace,
 }
 
+impl Route {
+    /// Who connects: `server`, `client`, or nobody (`in-place`).
+    pub fn token(&self) -> &'static str {
+        match self {
+            Self::Server(_) => "server",
+            Self::Client => "client",
+            Self::InPlace => "in-place",
+        }
+    }
+}
+
 /// What a request's field asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Asked {

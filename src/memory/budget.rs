@@ -67,8 +67,7 @@ impl Budget {
     }
 
     /// Bytes that are taken now.
-    #[cfg(test)]
-    fn used(&self) -> u64 {
+    pub fn used(&self) -> u64 {
         self.0.used.lock().unwrap_or_else(PoisonError::into_inner).total
     }
 }

@@ -6,9 +6,11 @@ use std::sync::Arc;
 use http_body::Body;
 use http_body_util::BodyExt;
 use tokio::sync::OwnedMutexGuard;
+use tracing::{Instrument, Span, field};
 
 use super::connection::{Kept, Slot};
 use super::layer::{BoxError, ResponseBody, Shared};
+use super::metrics::broken;
 use crate::events::Event;
 use crate::flow::{Feed, FlowError, Target, Unfold, Unread, expose, write};
 use crate::header::{Advert, Mode, Offer, TransferId};
@@ -38,7 +40,7 @@ where
     pub(super) async fn begin(&mut self) -> Result<(), FlowError> {
         let begun = self.feed.begin(self.shared.config.chunk).await.map_err(FlowError::Body);
         if let Err(error) = &begun {
-            Progress::new(&self.shared, "the client", self.feed.length()).end(Some(error));
+            Progress::new(&self.shared, "the client", self.feed.length(), &self.offer).end(Some(error));
         }
         begun
     }
@@ -81,9 +83,11 @@ where
         mut slot: OwnedMutexGuard<Slot>,
     ) -> Result<(), FlowError> {
         let peer = kept.link.channel.peer_addr().to_string();
-        let mut progress = Progress::new(&self.shared, &peer, self.feed.length());
+        let mut progress = Progress::new(&self.shared, &peer, self.feed.length(), &self.offer);
         let limits = self.shared.config.limits();
-        let result = write(&kept.link, limits, target, &mut self.feed, &mut progress.moved).await;
+        let span = progress.span();
+        let written = write(&kept.link, limits, target, &mut self.feed, &mut progress.moved);
+        let result = written.instrument(span).await;
         progress.end(result.as_ref().err());
         if result.is_ok() {
             slot.keep(kept);
@@ -112,14 +116,15 @@ where
         mut slot: OwnedMutexGuard<Slot>,
     ) -> Result<(), FlowError> {
         let peer = kept.link.channel.peer_addr().to_string();
-        let mut progress = Progress::new(&self.shared, &peer, self.feed.length());
+        let mut progress = Progress::new(&self.shared, &peer, self.feed.length(), &self.offer);
+        let span = progress.span();
         let (limits, moved) = (self.shared.config.limits(), &mut progress.moved);
         let result = match self.offer.region {
             Some(Advert { at, maxlen }) => {
                 let target = Target { id, at, room: maxlen };
-                write(&kept.link, limits, target, &mut self.feed, moved).await
+                write(&kept.link, limits, target, &mut self.feed, moved).instrument(span).await
             }
-            None => expose(&kept.link, limits, id, None, &mut self.feed, moved).await,
+            None => expose(&kept.link, limits, id, None, &mut self.feed, moved).instrument(span).await,
         };
         progress.end(result.as_ref().err());
         if result.is_ok() {
@@ -129,11 +134,14 @@ where
     }
 }
 
-/// Tells how a transfer ended that did not end well, also when it is dropped because the HTTP connection is gone.
+/// A transfer from its beginning to its end: a span in the log, a figure, and an event where it did not end well; also when it
+/// is dropped because the HTTP connection is gone.
 pub(super) struct Progress {
     shared: Arc<Shared>,
     peer: String,
     length: u64,
+    mode: Mode,
+    span: Span,
     pub(super) moved: u64,
     /// What it means if nobody asks for the rest.
     pub(super) given_up: &'static str,
@@ -141,13 +149,28 @@ pub(super) struct Progress {
 }
 
 impl Progress {
-    pub(super) fn new(shared: &Arc<Shared>, peer: &str, length: u64) -> Self {
+    pub(super) fn new(shared: &Arc<Shared>, peer: &str, length: u64, offer: &Offer) -> Self {
+        let mode = offer.mode;
+        let span = tracing::info_span!(
+            "transfer",
+            id = offer.id.map(field::display),
+            %mode,
+            bytes = length,
+            peer,
+            connect = offer.route.token(),
+            moved = field::Empty,
+            result = field::Empty
+        );
+        shared.metrics.begun();
+        let given_up = "the HTTP connection ended";
         Self {
             shared: shared.clone(),
             peer: peer.to_owned(),
             length,
+            mode,
+            span,
             moved: 0,
-            given_up: "the HTTP connection ended",
+            given_up,
             over: false,
         }
     }
@@ -156,17 +179,34 @@ impl Progress {
         self.length
     }
 
+    /// What it is done in.
+    pub(super) fn span(&self) -> Span {
+        self.span.clone()
+    }
+
     pub(super) fn end(&mut self, error: Option<&FlowError>) {
         self.over = true;
-        if let Some(error) = error {
-            self.report(error);
+        match error {
+            None => {
+                self.account("done");
+                tracing::info!(parent: &self.span, "transfer ended");
+            }
+            Some(error) => {
+                self.account(&broken(error.reason()));
+                self.report(error);
+            }
         }
+    }
+
+    fn account(&self, result: &str) {
+        self.span.record("moved", self.moved).record("result", result);
+        self.shared.metrics.ended(self.mode, result, self.moved);
     }
 
     fn report(&self, why: &dyn Display) {
         let Self { peer, length, moved, .. } = self;
         let error = format!("transfer to {peer} ended after {moved} of {length} bytes: {why}");
-        tracing::warn!("{error}");
+        tracing::warn!(parent: &self.span, "{error}");
         self.shared.recorder.record(Event::Failed { error });
     }
 }
@@ -174,6 +214,7 @@ impl Progress {
 impl Drop for Progress {
     fn drop(&mut self) {
         if !self.over {
+            self.account("abandoned");
             self.report(&self.given_up);
         }
     }

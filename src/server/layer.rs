@@ -12,6 +12,7 @@ use http_body_util::combinators::UnsyncBoxBody;
 use tower::{Layer, Service};
 
 use super::introduce::Introductions;
+use super::metrics::Metrics;
 use super::{HttpConnection, RdmaConfig, respond};
 use crate::events::{Event, Recorder};
 use crate::fabric::{BoxFuture, Fabric};
@@ -66,6 +67,7 @@ pub(super) struct Shared {
     pub(super) config: RdmaConfig,
     pub(super) budget: Budget,
     pub(super) recorder: Recorder,
+    pub(super) metrics: Metrics,
     /// Where clients may connect, once they may.
     pub(super) introductions: OnceLock<Introductions>,
     exchanges: AtomicU64,
@@ -75,8 +77,15 @@ impl RdmaLayer {
     /// A layer that moves bodies over `fabric`.
     pub fn new(fabric: Arc<dyn Fabric>, config: RdmaConfig, recorder: Recorder) -> Self {
         let budget = Budget::new(config.max_registered, config.max_registered_per_peer);
-        let exchanges = AtomicU64::new(0);
-        Self(Arc::new(Shared { fabric, config, budget, recorder, introductions: OnceLock::new(), exchanges }))
+        let metrics = Metrics::new(&config, budget.clone());
+        let recorder = metrics.listen(recorder);
+        let (introductions, exchanges) = (OnceLock::new(), AtomicU64::new(0));
+        Self(Arc::new(Shared { fabric, config, budget, recorder, metrics, introductions, exchanges }))
+    }
+
+    /// Its figures.
+    pub fn metrics(&self) -> Metrics {
+        self.0.metrics.clone()
     }
 }
 
@@ -171,6 +180,7 @@ impl Shared {
     }
 
     fn tell_response(&self, exchange: u64, response: &Response<ResponseBody>) {
+        self.metrics.responded(response.status());
         if self.recorder.is_on() {
             let status = response.status().as_u16();
             let headers = crate::events::head(response.headers());

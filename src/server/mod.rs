@@ -24,6 +24,7 @@ mod download;
 mod files;
 mod introduce;
 mod layer;
+mod metrics;
 mod respond;
 mod upload;
 
@@ -33,3 +34,4 @@ pub use config::RdmaConfig;
 pub use connection::HttpConnection;
 pub use files::Files;
 pub use layer::{BoxError, RdmaLayer, RdmaService, RequestBody, ResponseBody};
+pub use metrics::{CONTENT_TYPE_TEXT, Metrics};

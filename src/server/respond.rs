@@ -174,6 +174,7 @@ impl Shared {
         response: Response<ResponseBody>,
         reason: Reason,
     ) -> Response<ResponseBody> {
+        tracing::info!(%reason, "by TCP, although RDMA was asked for");
         self.recorder.record(Event::Fallback { reason: reason.to_string() });
         fallback(response, reason)
     }

@@ -183,7 +183,7 @@ impl Shared {
             _ => Coming::Read(Pull::new(id, offer.region, bytes)),
         };
         let peer = kept.link.channel.peer_addr().to_string();
-        let mut progress = Progress::new(self, &peer, bytes);
+        let mut progress = Progress::new(self, &peer, bytes, &offer);
         progress.given_up = "the body was not read to its end";
         let (kept, end) = (Some(kept), end.clone());
         let upload = Upload { coming, kept, slot, limits, opener, progress, end, _share: share };

@@ -117,9 +117,23 @@ fn a_server_that_is_told_to_stop_finishes_what_it_began() {
 
 #[test]
 fn a_server_that_is_told_to_stop_waits_for_nobody_for_ever() {
-    let InTransfer { httpd, fetch, .. } = in_transfer(&["--grace", "0.3"], &[], LONG);
+    let InTransfer { httpd, fetch, .. } = in_transfer(&["--shutdown-timeout", "0.3"], &[], LONG);
     fetch.signal(Signal::SIGSTOP);
     let events = httpd.stop();
     assert_eq!(failures(&events).len(), 1, "{events:#?}");
     assert_eq!(assert_no_leak(&events).1, 1);
+}
+
+#[test]
+fn a_second_signal_ends_a_server_at_once() {
+    let InTransfer { httpd, fetch, .. } = in_transfer(&["--shutdown-timeout", "3600"], &[], LONG);
+    fetch.signal(Signal::SIGSTOP);
+    httpd.running.signal(Signal::SIGTERM);
+    // It is in the midst of stopping when it accepts nobody any more.
+    while std::net::TcpStream::connect(httpd.address).is_ok() {
+        std::thread::yield_now();
+    }
+    httpd.running.signal(Signal::SIGTERM);
+    let (status, _) = httpd.running.end();
+    assert_eq!(status.code(), Some(128 + 15));
 }

@@ -25,6 +25,7 @@ mod keeper;
 mod kernel;
 mod lab;
 mod link;
+mod man;
 mod observe;
 mod perf;
 mod print;
@@ -87,6 +88,7 @@ enum Verb {
     Kernel(kernel::Args),
     Validate(validate::Args),
     Completions(completions::Args),
+    Man(man::Args),
     #[command(hide = true)]
     Agent(agent::Args),
     #[command(hide = true)]
@@ -120,6 +122,7 @@ impl Verb {
             Self::Kernel(args) => args.run(global),
             Self::Validate(args) => args.run(global),
             Self::Completions(args) => args.run(global),
+            Self::Man(args) => args.run(global),
         }
     }
 }

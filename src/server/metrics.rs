@@ -1,0 +1,234 @@
+//! Figures of a layer, for Prometheus: counted as things happen, told when asked.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::header::{ALLOW, CONTENT_TYPE, HeaderValue};
+use http::{Method, Request, Response, StatusCode};
+use http_body_util::Full;
+use prometheus_client::encoding::text::encode;
+use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::{Registry, Unit};
+use tokio::net::TcpListener;
+use tower::service_fn;
+
+use super::accept::{ServeOptions, serve};
+use super::config::RdmaConfig;
+use crate::events::{Event, Recorder};
+use crate::header::{Mode, Reason};
+use crate::memory::Budget;
+
+/// A layer's figures. Clones share them.
+#[derive(Clone)]
+pub struct Metrics(Arc<Inner>);
+
+struct Inner {
+    registry: Registry,
+    figures: Figures,
+    budget: Budget,
+}
+
+#[derive(Clone, Default)]
+struct Figures {
+    responses: Family<Status, Counter>,
+    transfers: Family<Ended, Counter>,
+    bytes: Family<ByMode, Counter>,
+    fallbacks: Family<Why, Counter>,
+    under_way: Gauge,
+    connections: Gauge,
+    connected: Counter,
+    regions: Gauge,
+    reserved: Gauge,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Status {
+    status: u16,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Ended {
+    mode: Mode,
+    result: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ByMode {
+    mode: Mode,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Why {
+    reason: String,
+}
+
+impl EncodeLabelValue for Mode {
+    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> Result<(), std::fmt::Error> {
+        EncodeLabelValue::encode(&self.token(), encoder)
+    }
+}
+
+impl Metrics {
+    pub(super) fn new(config: &RdmaConfig, budget: Budget) -> Self {
+        let figures = Figures::default();
+        let mut registry = Registry::with_prefix("rdma_http");
+        registry.register("responses", "HTTP responses by status", figures.responses.clone());
+        registry.register("transfers", "Bodies that were begun by RDMA", figures.transfers.clone());
+        let bytes = figures.bytes.clone();
+        registry.register_with_unit("transferred", "Bytes of bodies moved by RDMA", Unit::Bytes, bytes);
+        registry.register("transfers_under_way", "Transfers now", figures.under_way.clone());
+        let fallbacks = figures.fallbacks.clone();
+        registry.register("fallbacks", "Bodies that went over TCP although RDMA was asked for", fallbacks);
+        registry.register("rdma_connections", "RDMA connections now", figures.connections.clone());
+        registry.register(
+            "rdma_connections_made",
+            "RDMA connections since the start",
+            figures.connected.clone(),
+        );
+        registry.register("regions", "Registered regions now", figures.regions.clone());
+        let reserved = figures.reserved.clone();
+        let help = "Memory that transfers and connections may have registered now";
+        registry.register_with_unit("registered", help, Unit::Bytes, reserved);
+        for (name, help, limit) in [
+            ("registered_limit", "The limit of registered memory", config.max_registered),
+            ("registered_peer_limit", "The same for one client's address", config.max_registered_per_peer),
+        ] {
+            let gauge: Gauge = Gauge::default();
+            gauge.set(clamp(limit));
+            registry.register_with_unit(name, help, Unit::Bytes, gauge);
+        }
+        Self(Arc::new(Inner { registry, figures, budget }))
+    }
+
+    /// All figures as text, in the format that [`CONTENT_TYPE_TEXT`] names.
+    pub fn text(&self) -> String {
+        self.0.figures.reserved.set(clamp(self.0.budget.used()));
+        let mut text = String::new();
+        // Writing to a string cannot fail.
+        let _ = encode(&mut text, &self.0.registry);
+        text
+    }
+
+    /// A recorder that counts what it is told, and passes it on to `recorder`.
+    pub(super) fn listen(&self, recorder: Recorder) -> Recorder {
+        let figures = self.0.figures.clone();
+        recorder.with_listener(Arc::new(move |event| match event {
+            Event::RdmaConnected { .. } => {
+                figures.connections.inc();
+                figures.connected.inc();
+            }
+            Event::RdmaClosed { .. } => {
+                figures.connections.dec();
+            }
+            Event::RegionRegistered { .. } => {
+                figures.regions.inc();
+            }
+            Event::RegionReleased { .. } => {
+                figures.regions.dec();
+            }
+            Event::HeaderIgnored { .. } => {
+                let reason = Reason::MALFORMED.to_string();
+                figures.fallbacks.get_or_create_owned(&Why { reason }).inc();
+            }
+            Event::Fallback { reason } => {
+                figures.fallbacks.get_or_create_owned(&Why { reason: reason.clone() }).inc();
+            }
+            _ => {}
+        }))
+    }
+
+    pub(super) fn responded(&self, status: StatusCode) {
+        self.0.figures.responses.get_or_create_owned(&Status { status: status.as_u16() }).inc();
+    }
+
+    pub(super) fn begun(&self) {
+        self.0.figures.under_way.inc();
+    }
+
+    pub(super) fn ended(&self, mode: Mode, result: &str, moved: u64) {
+        let figures = &self.0.figures;
+        figures.under_way.dec();
+        figures.transfers.get_or_create_owned(&Ended { mode, result: result.to_owned() }).inc();
+        figures.bytes.get_or_create_owned(&ByMode { mode }).inc_by(moved);
+    }
+
+    /// Serves them at `/metrics` until `stop` resolves.
+    pub async fn serve(self, listener: TcpListener, stop: impl Future) {
+        let service = service_fn(move |request: Request<hyper::body::Incoming>| {
+            std::future::ready(Ok::<_, Infallible>(self.answer(request.method(), request.uri().path())))
+        });
+        let options = ServeOptions { max_connections: 16, ..ServeOptions::default() };
+        serve(listener, service, options, stop).await;
+    }
+
+    fn answer(&self, method: &Method, path: &str) -> Response<Full<Bytes>> {
+        let (status, text) = match path {
+            "/metrics" if matches!(*method, Method::GET | Method::HEAD) => (StatusCode::OK, self.text()),
+            "/metrics" => (StatusCode::METHOD_NOT_ALLOWED, "only GET\n".to_owned()),
+            _ => (StatusCode::NOT_FOUND, "the figures are at /metrics\n".to_owned()),
+        };
+        let kind = if status == StatusCode::OK { CONTENT_TYPE_TEXT } else { "text/plain; charset=utf-8" };
+        let mut response = Response::new(Full::from(text));
+        *response.status_mut() = status;
+        response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(kind));
+        if status == StatusCode::METHOD_NOT_ALLOWED {
+            response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET,HEAD"));
+        }
+        response
+    }
+}
+
+/// What [`Metrics::text`] is.
+pub const CONTENT_TYPE_TEXT: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// How a transfer that broke is called, after the reason that the response has, if it has one.
+pub(super) fn broken(reason: Option<Reason>) -> String {
+    reason.map_or_else(|| "body".to_owned(), |reason| reason.to_string())
+}
+
+fn clamp(bytes: u64) -> i64 {
+    i64::try_from(bytes).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn figures_are_counted_and_told() {
+        let config = RdmaConfig::default();
+        let budget = Budget::new(config.max_registered, config.max_registered_per_peer);
+        let metrics = Metrics::new(&config, budget.clone());
+        let recorder = metrics.listen(Recorder::default());
+        recorder.record(Event::Fallback { reason: "too-large".into() });
+        recorder.record(Event::RegionRegistered { stag: 1, length: 2, access: "write".into(), base: 0 });
+        metrics.begun();
+        metrics.ended(Mode::ServerWrites, "done", 77);
+        metrics.responded(StatusCode::NOT_FOUND);
+        let share = budget.reserve([10, 0, 0, 1].into(), 4096).unwrap();
+        let text = metrics.text();
+        for line in [
+            "rdma_http_fallbacks_total{reason=\"too-large\"} 1",
+            "rdma_http_transfers_total{mode=\"server-writes\",result=\"done\"} 1",
+            "rdma_http_transferred_bytes_total{mode=\"server-writes\"} 77",
+            "rdma_http_transfers_under_way 0",
+            "rdma_http_responses_total{status=\"404\"} 1",
+            "rdma_http_regions 1",
+            "rdma_http_registered_bytes 4096",
+            "rdma_http_registered_limit_bytes 1073741824",
+            "# TYPE rdma_http_rdma_connections gauge",
+            "# EOF",
+        ] {
+            assert!(text.lines().any(|have| have == line), "{line} is not in\n{text}");
+        }
+        drop(share);
+        assert!(metrics.text().contains("rdma_http_registered_bytes 0\n"));
+        assert_eq!(metrics.answer(&Method::GET, "/").status(), StatusCode::NOT_FOUND);
+        assert_eq!(metrics.answer(&Method::POST, "/metrics").status(), StatusCode::METHOD_NOT_ALLOWED);
+        assert_eq!(metrics.answer(&Method::GET, "/metrics").headers()[CONTENT_TYPE], CONTENT_TYPE_TEXT);
+    }
+}
