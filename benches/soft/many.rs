@@ -1,13 +1,22 @@
 //! Many connections: what they move together, and what each costs that rests.
 
+use std::io::{BufRead, BufReader, Read};
+use std::net::SocketAddr;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use rdma_http::fabric::{Access, ConnectOptions, Fabric, FabricError};
+use rdma_http::fabric::{Access, ConnectOptions, Fabric};
 
 use crate::write::write;
 use crate::{MIB, Result, at, fabric, loopback, median, pair, plain, row, runtime};
+
+const CONNECTIONS: usize = 10_000;
+/// Connections that are being made at a time.
+const IN_FLIGHT: usize = 50;
+/// The argument that makes this program the accepting side.
+pub(crate) const ACCEPT: &str = "accept-connections";
 
 /// Connections at once, on two threads, against one and against as many of plain TCP. The regions are as large together
 /// whatever their number, so that the processor's caches hold as much of them.
@@ -66,61 +75,79 @@ fn resident() -> Result<f64> {
     Ok(pages * 4096.0)
 }
 
-/// Ten thousand connections within this process: how quickly they are made, and what each end takes of our memory when
-/// it has carried something and rests.
+/// Ten thousand connections between this process and a child of it: how quickly they are made, and what each end takes of
+/// our memory when it has carried something and rests.
 pub(crate) fn connections(_: usize) -> Result<()> {
-    const WANTED: usize = 10_000;
-    // Two descriptors for each, and some for ourselves.
-    let needed = 2 * WANTED as u64 + 200;
-    let (_, most) = getrlimit(Resource::RLIMIT_NOFILE)?;
-    if setrlimit(Resource::RLIMIT_NOFILE, needed, needed.max(most)).is_err() {
-        setrlimit(Resource::RLIMIT_NOFILE, most, most)?;
-    }
-    let (limit, _) = getrlimit(Resource::RLIMIT_NOFILE)?;
-    let connections = WANTED.min((usize::try_from(limit)? - 200) / 2);
+    allow_descriptors()?;
+    let mut child = Command::new(std::env::current_exe()?)
+        .arg(ACCEPT)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()?;
+    let mut said = BufReader::new(child.stdout.take().ok_or("no output")?).lines();
+    let mut hear = move || said.next().ok_or("the accepting side ended");
+    let to: SocketAddr = hear()??.parse()?;
+    runtime(2)?.block_on(async {
+        let fabric = fabric();
+        let pd = fabric.allocate_pd()?;
+        let (before, start) = (resident()?, Instant::now());
+        let mut connected = Vec::with_capacity(CONNECTIONS);
+        // A few at a time, as many clients would.
+        while connected.len() < CONNECTIONS {
+            let some = (0..IN_FLIGHT.min(CONNECTIONS - connected.len())).map(|_| {
+                let (fabric, pd) = (fabric.clone(), pd.clone());
+                tokio::spawn(async move { fabric.connect(&pd, to, patient()).await })
+            });
+            for task in some.collect::<Vec<_>>() {
+                connected.push(task.await??);
+            }
+        }
+        let taken = start.elapsed().as_secs_f64();
+        for connection in &connected {
+            connection.send(Bytes::from_static(b"hello")).await?;
+        }
+        let accepted: f64 = hear()??.parse()?;
+        let bytes = (resident()? - before) / CONNECTIONS as f64;
+        let rate = CONNECTIONS as f64 / taken;
+        println!("  {CONNECTIONS} connections, made in {taken:.2} s: {rate:.0} a second");
+        println!("  {bytes:.0} bytes of our memory for a connecting end, {accepted:.0} for an accepting one");
+        Ok::<_, Box<dyn std::error::Error + Send + Sync>>(())
+    })?;
+    child.kill()?;
+    child.wait()?;
+    Ok(())
+}
+
+/// The accepting side of [`connections`], in the child: prints its address, and the bytes that an end takes.
+pub(crate) fn accept() -> Result<()> {
+    allow_descriptors()?;
     runtime(2)?.block_on(async {
         let fabric = fabric();
         let pd = fabric.allocate_pd()?;
         let listener = fabric.listen(loopback()).await?;
-        let to = listener.local_addr();
-        let (before, start) = (resident()?, Instant::now());
-        let accept = async {
-            let mut accepted = Vec::with_capacity(connections);
-            while accepted.len() < connections {
-                accepted.push(listener.accept().await?.accept(&pd, ConnectOptions::default()).await?);
-            }
-            Ok::<_, FabricError>(accepted)
-        };
-        let connect = async {
-            let mut connected = Vec::with_capacity(connections);
-            // A few at a time, as many clients would.
-            while connected.len() < connections {
-                let some = 50.min(connections - connected.len());
-                let some = (0..some).map(|_| {
-                    let (fabric, pd) = (fabric.clone(), pd.clone());
-                    let options =
-                        ConnectOptions { timeout: Duration::from_secs(60), ..ConnectOptions::default() };
-                    tokio::spawn(async move { fabric.connect(&pd, to, options).await })
-                });
-                for task in some.collect::<Vec<_>>() {
-                    connected.push(task.await.map_err(|_| FabricError::Closed)??);
-                }
-            }
-            Ok(connected)
-        };
-        let (accepted, connected) = tokio::try_join!(accept, connect)?;
-        let taken = start.elapsed().as_secs_f64();
-        // Each has carried something, and rests.
-        for (a, b) in connected.iter().zip(&accepted) {
-            a.send(Bytes::from_static(b"hello")).await?;
-            b.receive().await?;
+        println!("{}", listener.local_addr());
+        let before = resident()?;
+        let mut accepted = Vec::with_capacity(CONNECTIONS);
+        while accepted.len() < CONNECTIONS {
+            accepted.push(listener.accept().await?.accept(&pd, patient()).await?);
         }
-        let bytes = (resident()? - before) / (2 * connections) as f64;
-        println!(
-            "  {connections} connections, made in {taken:.2} s: {:.0} a second",
-            connections as f64 / taken
-        );
-        println!("  {bytes:.0} bytes of our memory for each end (the kernel's sockets aside)");
+        for connection in &accepted {
+            connection.receive().await?;
+        }
+        println!("{}", (resident()? - before) / CONNECTIONS as f64);
+        // Until the parent ends us.
+        std::io::stdin().read_exact(&mut [0])?;
         Ok(())
     })
+}
+
+fn patient() -> ConnectOptions {
+    ConnectOptions { timeout: Duration::from_secs(60), ..ConnectOptions::default() }
+}
+
+/// A descriptor for each connection, and some for ourselves.
+fn allow_descriptors() -> Result<()> {
+    let (_, most) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    let needed = CONNECTIONS as u64 + 200;
+    Ok(setrlimit(Resource::RLIMIT_NOFILE, needed, needed.max(most))?)
 }

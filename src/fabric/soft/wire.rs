@@ -33,9 +33,10 @@ const READ: usize = 256 << 10;
 /// Less of a payload is not worth a system call of its own.
 const DIRECT: usize = 2048;
 
-/// While payloads of this size and more come in, what follows one is read only as far as the next one's header goes.
+/// While payloads of this size and more come in, what follows one is read only as far as the next one's header goes, so
+/// that all of that one goes straight to its place too; behind a message's last, as far as a short message goes.
 const LARGE: usize = 16 << 10;
-const NEXT_HEADER: usize = 64;
+const SHORT_MESSAGE: usize = 256;
 
 /// The path's segment size is asked for once in as many writes.
 const WRITES_PER_EMSS: u32 = 16;
@@ -250,7 +251,10 @@ impl<S: Socket> Wire<S> {
         if !self.rest.is_empty() || connection.direct_room() < DIRECT {
             return None;
         }
-        let follow = if connection.direct_length() < LARGE { READ } else { NEXT_HEADER };
+        let follow = match connection.direct_gap() {
+            _ if connection.direct_length() < LARGE => READ,
+            gap => gap.unwrap_or(SHORT_MESSAGE),
+        };
         let mut arrival = Arrival::Nothing;
         let result = connection.fill_direct(memory, |sink| {
             let room = sink.len();

@@ -156,6 +156,13 @@ impl Connection {
         self.receiver.direct.as_ref().map_or(0, |direct| direct.length)
     }
 
+    /// Bytes from the end of that payload to the end of the next segment's header, if one of the same message follows:
+    /// what comes then belongs into a region again.
+    pub fn direct_gap(&self) -> Option<usize> {
+        let direct = self.receiver.direct.as_ref().filter(|direct| !direct.last)?;
+        Some(fpdu::pad(TAGGED_HEADER + direct.length) + fpdu::CRC + fpdu::LENGTH + TAGGED_HEADER)
+    }
+
     /// Lets `read` put the next bytes of the stream where they belong. `read` says how many it put there. `None`: there
     /// is no such place (any more), and the bytes go to [`handle_bytes`](Self::handle_bytes).
     pub fn fill_direct<E>(
