@@ -192,6 +192,62 @@ fn every_verb_works_in_a_qemu_guest_of_an_ordinary_user() {
     every_verb(&guests, "qemu");
 }
 
+/// Scenarios in guests, with a copy of the goldens that whoever runs `testbed` can read.
+fn runs(guests: &Guests, kernel: &str) {
+    let golden = crate::run::golden(&guests.labs);
+    let mut run = guests.testbed();
+    run.args(["run", "direct", "get-empty", "get-missing", "--kernel", kernel, "--up-timeout", "60"]);
+    let output = run.arg("--golden").arg(golden).output().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output));
+    let said = text(&output);
+    assert!(said.contains(&format!("each in a {kernel} guest")), "{said}");
+    assert!(said.contains("2 scenarios run: 2 passed"), "{said}");
+    guests.labs.assert_nothing_lives();
+}
+
+#[test]
+fn an_ordinary_user_runs_scenarios_in_uml_guests() {
+    let test = "an_ordinary_user_runs_scenarios_in_uml_guests";
+    if let Some(guests) = Guests::as_user(test, Platform::Uml) {
+        runs(&guests, "uml");
+    }
+}
+
+#[test]
+fn an_ordinary_user_runs_scenarios_in_qemu_guests() {
+    let test = "an_ordinary_user_runs_scenarios_in_qemu_guests";
+    let Some(guests) = Guests::as_user(test, Platform::Qemu) else { return };
+    if Command::new("qemu-system-x86_64").arg("--version").output().is_err() {
+        return skip(test, "there is no qemu-system-x86_64 (Debian: qemu-system-x86)");
+    }
+    runs(&guests, "qemu");
+}
+
+#[test]
+fn where_this_machine_can_have_no_lab_a_guest_has_it() {
+    let test = "where_this_machine_can_have_no_lab_a_guest_has_it";
+    let Some(guests) = Guests::new(test, Platform::Uml) else { return };
+    // The limit is of the new user namespace alone, and without capabilities there is no way around it.
+    let script = "echo 0 > /proc/sys/user/max_user_namespaces && exec setpriv --bounding-set=-all --inh-caps=-all \"$@\"";
+    let without = ["unshare", "--user", "--map-root-user", "sh", "-c", script, "sh"];
+    if !Command::new(without[0])
+        .args(&without[1..3])
+        .arg("true")
+        .status()
+        .is_ok_and(|status| status.success())
+    {
+        return skip(test, "unshare(1) can make no user namespace here");
+    }
+    let output = guests.labs.command(&without).args(["up", "direct"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output));
+    let said = text(&output);
+    assert!(said.contains("this machine's kernel can have no lab (a user namespace: "), "{said}");
+    assert!(said.contains("it lives in a User-Mode Linux guest"), "{said}");
+    assert_eq!(guests.labs.status()["kernel"], "uml");
+    let output = guests.labs.command(&without).args(["up", "wan-10g", "--kernel", "host"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(3), "{}", text(&output));
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_command_in_a_guest_has_a_terminal_of_the_users_size() {
     let test = "a_command_in_a_guest_has_a_terminal_of_the_users_size";
