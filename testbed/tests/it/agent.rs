@@ -103,7 +103,7 @@ fn root_needs_no_user_namespaces() {
 
 #[test]
 fn where_user_namespaces_are_off_the_remedy_is_named() {
-    let script = "exec setpriv --bounding-set=-all \"$0\" up direct";
+    let script = "exec setpriv --bounding-set=-all \"$0\" up direct --kernel host";
     let test = "where_user_namespaces_are_off_the_remedy_is_named";
     let Some(output) = in_a_container(test, NO_USER_NAMESPACES, script) else { return };
     let text = String::from_utf8_lossy(&output.stderr);
@@ -116,7 +116,7 @@ fn where_proc_is_partly_hidden_the_remedy_is_named() {
     let test = "where_proc_is_partly_hidden_the_remedy_is_named";
     let hide = "mount -t tmpfs none /proc/sys";
     // Without capabilities it needs a user namespace of its own, which may not uncover what was covered outside.
-    let script = "exec setpriv --bounding-set=-all,+setfcap \"$0\" up direct";
+    let script = "exec setpriv --bounding-set=-all,+setfcap \"$0\" up direct --kernel host";
     let Some(output) = in_a_container(test, hide, script) else { return };
     let text = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(3), "{text}");
