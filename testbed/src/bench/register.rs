@@ -15,8 +15,8 @@ use super::{Figure, Row};
 /// Bytes that are registered, and copied.
 const SIZES: [usize; 6] = [4 << 10, 64 << 10, 256 << 10, 1 << 20, 16 << 20, 64 << 20];
 
-/// How many bytes are registered or copied for a median, about.
-const WORK: usize = 256 << 20;
+/// How many bytes are registered or copied for a median.
+pub const WORK: usize = 512 << 20;
 
 /// And for one reading of the clock, at the least: in a guest that takes as long as copying some KiB.
 const BATCH: usize = 4 << 20;
@@ -33,8 +33,8 @@ pub struct Cost {
     pub copy_ns: f64,
 }
 
-/// Measures each size, both in turns.
-pub fn measure(fabric: &dyn Fabric) -> Result<Vec<Cost>, FabricError> {
+/// Measures each size, both in turns, with about `work` bytes of each.
+pub fn measure(fabric: &dyn Fabric, work: usize) -> Result<Vec<Cost>, FabricError> {
     let pd = fabric.allocate_pd()?;
     let mut costs = Vec::new();
     for bytes in SIZES {
@@ -43,7 +43,7 @@ pub fn measure(fabric: &dyn Fabric) -> Result<Vec<Cost>, FabricError> {
         let (mut registering, mut copying) = (Vec::new(), Vec::new());
         let batch = (BATCH / bytes).max(1);
         let each = |start: Instant| start.elapsed().as_nanos() as f64 / batch as f64;
-        for _ in 0..(WORK / bytes / batch).max(5) {
+        for _ in 0..(work / bytes / batch).max(1) {
             let start = Instant::now();
             for _ in 0..batch {
                 memory = pd.register(memory, Access::REMOTE_WRITE)?.deregister()?;
@@ -107,7 +107,7 @@ mod tests {
 
     #[test]
     fn every_size_is_measured() {
-        let costs = measure(&SoftFabric::default()).unwrap();
+        let costs = measure(&SoftFabric::default(), 0).unwrap();
         let sizes: Vec<usize> = costs.iter().map(|cost| cost.bytes).collect();
         assert_eq!(sizes, SIZES);
         assert!(costs.iter().all(|cost| cost.register_ns > 0.0 && cost.copy_ns > 0.0), "{costs:?}");

@@ -192,7 +192,7 @@ impl Args {
             Side::Register { over } => {
                 let costs = block_on(async {
                     match over.fabric()? {
-                        Some(fabric) => register::measure(&*fabric).map_err(failed),
+                        Some(fabric) => register::measure(&*fabric, register::WORK).map_err(failed),
                         None => Err(Failure::new(Code::Usage, "TCP registers no memory".to_owned())),
                     }
                 })?;
