@@ -11,6 +11,7 @@ pub mod events;
 pub mod fabric;
 pub mod flow;
 pub mod header;
+pub mod in_place;
 pub mod iwarp;
 pub mod memory;
 pub mod message;

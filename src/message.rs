@@ -12,8 +12,8 @@ pub const LENGTH: usize = 32;
 /// Bytes of a [`Message::Region`].
 pub const REGION_LENGTH: usize = 48;
 
-const MAGIC: [u8; 4] = *b"RHTP";
-const VERSION: u8 = 1;
+pub(crate) const MAGIC: [u8; 4] = *b"RHTP";
+pub(crate) const VERSION: u8 = 1;
 
 /// A message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,6 +54,11 @@ pub enum Message {
         /// Its bytes.
         bytes: u64,
     },
+    /// "This body shall come by HTTP." On a connection in place only: any other is closed to say so.
+    Decline {
+        /// The transfer.
+        id: TransferId,
+    },
 }
 
 /// Why bytes are no message.
@@ -79,6 +84,7 @@ impl Message {
             Self::Progress { id, bytes } => (2, id, *bytes),
             Self::Credit { id, bytes } => (3, id, *bytes),
             Self::Region { id, bytes, .. } => (4, id, *bytes),
+            Self::Decline { id } => (5, id, 0),
         };
         let mut out = Vec::with_capacity(REGION_LENGTH);
         out.extend_from_slice(&MAGIC);
@@ -128,6 +134,7 @@ impl Message {
                 let stag = u32::try_from(number(&rest[..4])).unwrap_or_default();
                 Ok(Self::Region { id, bytes, at: RemoteAddress { stag: Stag(stag), to: number(to) } })
             }
+            5 => Ok(Self::Decline { id }),
             other => Err(MessageError::Kind(*other)),
         }
     }
@@ -177,7 +184,7 @@ mod tests {
     proptest! {
         #[test]
         fn what_is_encoded_is_decoded(
-            id in any::<[u8; 16]>(), bytes in any::<u64>(), to in any::<u64>(), stag in any::<u32>(), kind in 0..5
+            id in any::<[u8; 16]>(), bytes in any::<u64>(), to in any::<u64>(), stag in any::<u32>(), kind in 0..6
         ) {
             let id = TransferId(id);
             let message = match kind {
@@ -185,6 +192,7 @@ mod tests {
                 1 => Message::Done { id, bytes },
                 2 => Message::Progress { id, bytes },
                 3 => Message::Credit { id, bytes },
+                4 => Message::Decline { id },
                 _ => Message::Region { id, bytes, at: RemoteAddress { stag: Stag(stag), to } },
             };
             prop_assert_eq!(Message::decode(&message.encode()), Ok(message));

@@ -87,7 +87,8 @@ pub(super) struct Args {
     mode: ModeName,
 
     /// How the RDMA connection comes about: server (the server connects to us), client (we connect to the server, which must
-    /// have --rdma-listen), auto (server, and client once that has failed)
+    /// have --rdma-listen), in-place (the HTTP connection becomes it; --fabric soft only), auto (server, and client once that
+    /// has failed)
     #[arg(long, value_enum, default_value_t = ConnectName::Auto, env = "RDMA_FETCH_CONNECT")]
     connect: ConnectName,
 
@@ -191,6 +192,7 @@ enum ConnectName {
     Auto,
     Server,
     Client,
+    InPlace,
 }
 
 /// A failure: its exit code and what the user reads.
@@ -325,6 +327,7 @@ impl Args {
                 ConnectName::Auto => Connect::Auto,
                 ConnectName::Server => Connect::Server,
                 ConnectName::Client => Connect::Client,
+                ConnectName::InPlace => Connect::InPlace,
             },
             memory: self.common.memory.strategy(),
             ..Options::default()

@@ -22,13 +22,15 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 use super::endpoint::Endpoint;
+use super::in_place::InPlace;
 use super::response::{Body, Coming, Response, Via};
 use super::route::Offered;
 use super::{Client, ClientError};
 use crate::channel::Channel;
 use crate::events::{Event, Recorder, head};
 use crate::flow::{BoxError, Pull, Ring};
-use crate::header::{Mode, Outcome, RDMA, Reason, TransferId};
+use crate::header::{Mode, Outcome, RDMA, Reason, Route, TransferId};
+use crate::in_place::first;
 use crate::memory::Sink;
 use crate::message::Message;
 use crate::seal::{self, Keys, Opener, Secret};
@@ -36,8 +38,8 @@ use crate::seal::{self, Keys, Opener, Secret};
 /// A connection to a server. Exchanges go one after the other; a response's body must be read before the next.
 pub struct HttpConnection {
     pub(super) client: Client,
-    sender: SendRequest<RequestBody>,
-    driver: Driver,
+    pub(super) sender: SendRequest<RequestBody>,
+    pub(super) driver: Driver,
     host: HeaderValue,
     /// As it was asked for.
     server: (String, u16),
@@ -49,6 +51,8 @@ pub struct HttpConnection {
     pub(super) out_of_reach: bool,
     /// With what bodies that go by RDMA are sealed, where there is TLS.
     pub(super) sealing: Option<Sealing>,
+    /// What became of it where it is to be the RDMA connection.
+    pub(super) in_place: InPlace,
 }
 
 /// What seals the bodies of a connection with TLS.
@@ -74,7 +78,7 @@ impl Sealing {
 }
 
 /// The task that moves the bytes; ends with the connection.
-struct Driver(JoinHandle<()>);
+pub(super) struct Driver(JoinHandle<()>);
 
 impl Drop for Driver {
     fn drop(&mut self) {
@@ -100,17 +104,29 @@ impl HttpConnection {
         let host = if port == usual { host.to_owned() } else { format!("{host}:{port}") };
         let host = HeaderValue::try_from(host).map_err(|error| ClientError::Request(error.into()))?;
         let ((sender, driver), sealing) = match &client.tls {
-            None => (start(stream, peer).await?, None),
+            None => (handshake(stream, peer).await?, None),
             Some(tls) => {
                 let (stream, secret) = match timeout(limit, tls.connect(bare, stream)).await {
                     Ok(shaken) => shaken.map_err(|source| ClientError::Tls { peer, source })?,
                     Err(_) => return Err(ClientError::TimedOut { peer, what: "TLS handshake", limit }),
                 };
-                (start(stream, peer).await?, Some(Sealing { secret, offers: 0 }))
+                (handshake(stream, peer).await?, Some(Sealing { secret, offers: 0 }))
             }
         };
-        let endpoint = Arc::default();
-        Ok(Self { client, sender, driver, host, server, local, peer, endpoint, out_of_reach: false, sealing })
+        let (endpoint, in_place) = (Arc::default(), InPlace::default());
+        Ok(Self {
+            client,
+            sender,
+            driver,
+            host,
+            server,
+            local,
+            peer,
+            endpoint,
+            out_of_reach: false,
+            sealing,
+            in_place,
+        })
     }
 
     /// The server's address.
@@ -164,10 +180,14 @@ impl HttpConnection {
 
     /// Closes both connections in good order.
     pub async fn close(mut self) {
-        self.endpoint.lock().await.close().await;
+        // In place HTTP ends first, since it ends with the other.
+        if self.in_place != InPlace::Made {
+            self.endpoint.lock().await.close().await;
+        }
         drop(self.sender);
         // Ends by itself once nobody can send, but for a server that sends without being asked.
         let _ = timeout(Duration::from_secs(1), &mut self.driver.0).await;
+        self.endpoint.lock().await.close().await;
     }
 
     /// Waits until what was sent before is through.
@@ -197,7 +217,8 @@ impl HttpConnection {
 
     /// Connects anew if the server has ended the HTTP connection: it may do so after any response.
     pub(super) async fn renew(&mut self) -> Result<(), ClientError> {
-        if self.sender.is_closed() { self.reopen().await } else { Ok(()) }
+        let lost = self.in_place == InPlace::Made && self.endpoint.lock().await.link().is_none();
+        if lost || self.sender.is_closed() { self.reopen().await } else { Ok(()) }
     }
 
     /// Connects anew, whatever the connection is like.
@@ -215,12 +236,18 @@ impl HttpConnection {
     ) -> Result<Response, ClientError> {
         let Offered { offer, id, sink, keys, mut endpoint } = offered;
         request.headers_mut().insert(RDMA, offer.to_value());
+        let asking = offer.route == Route::InPlace && endpoint.link().is_none();
+        if asking {
+            first::ask(request.headers_mut());
+        }
         let exchange = self.tell_request(&request);
         let options = &self.client.options;
         let (limit, limits, crc) = (options.timeout, options.limits(), options.crc);
         let recorder = self.client.recorder.clone();
-        let answer = self.send(request.map(|()| empty()), limit);
-        let (head, incoming) = {
+        let (head, incoming) = if asking {
+            self.send_asking(request, id, &mut endpoint, exchange).await?
+        } else {
+            let answer = self.send(request.map(|()| empty()), limit);
             let (answer, accepted) =
                 answer_and_connection(answer, &endpoint, id, (crc, &recorder), limit).await;
             if let Some(connection) = accepted? {
@@ -252,7 +279,12 @@ impl HttpConnection {
                 let body = Body::flow((coming, opener), endpoint, limits, bytes, http, recorder);
                 Ok(Response { head, via: Via::Rdma(mode), body })
             }
-            Some(Outcome::Done { .. } | Outcome::Under { .. } | Outcome::Accept { .. }) => {
+            Some(
+                Outcome::Done { .. }
+                | Outcome::Under { .. }
+                | Outcome::Accept { .. }
+                | Outcome::InPlace { .. },
+            ) => {
                 endpoint.discard();
                 let (answered, offer) = (head.headers.get(RDMA), offer.to_value());
                 Err(ClientError::Protocol(format!("it answered {answered:?} to {offer:?}")))
@@ -362,6 +394,26 @@ impl HttpConnection {
     }
 }
 
+/// Begins HTTP on a stream.
+pub(super) async fn handshake<T>(
+    stream: T,
+    peer: SocketAddr,
+) -> Result<(SendRequest<RequestBody>, Driver), ClientError>
+where
+    T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let (sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+        .await
+        .map_err(|source| ClientError::Broken { peer, during: "before it began", source })?;
+    let connection = connection.with_upgrades();
+    let driver = tokio::spawn(async move {
+        if let Err(error) = connection.await {
+            tracing::debug!(%peer, %error, "HTTP connection ended");
+        }
+    });
+    Ok((sender, Driver(driver)))
+}
+
 /// A response's head, and its body as it comes over TCP.
 pub(super) type Answer = (Parts, Incoming);
 
@@ -410,22 +462,6 @@ async fn answer_and_connection(
         }
     }
     (result, Ok(accepted))
-}
-
-/// Speaks HTTP on a stream.
-async fn start<I>(stream: I, peer: SocketAddr) -> Result<(SendRequest<RequestBody>, Driver), ClientError>
-where
-    I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-{
-    let (sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
-        .await
-        .map_err(|source| ClientError::Broken { peer, during: "before it began", source })?;
-    let driver = Driver(tokio::spawn(async move {
-        if let Err(error) = connection.await {
-            tracing::debug!(%peer, %error, "HTTP connection ended");
-        }
-    }));
-    Ok((sender, driver))
 }
 
 /// Looks the host up and tries each of its addresses in turn, all within the limit.

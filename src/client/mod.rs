@@ -6,6 +6,7 @@
 mod connection;
 mod endpoint;
 mod error;
+mod in_place;
 mod pool;
 mod response;
 mod route;
@@ -70,6 +71,9 @@ pub enum Connect {
     Server,
     /// We connect to the server.
     Client,
+    /// The HTTP connection becomes the RDMA connection. Only the fabric `soft` can do that; servers that cannot are asked once,
+    /// and send by TCP.
+    InPlace,
 }
 
 impl Default for Options {

@@ -27,7 +27,7 @@ pub(super) struct Offered {
 
 /// Why nothing is offered.
 #[derive(Debug, thiserror::Error)]
-enum NoOffer {
+pub(super) enum NoOffer {
     #[error(transparent)]
     Fabric(#[from] FabricError),
     #[error(transparent)]
@@ -44,7 +44,7 @@ impl HttpConnection {
             Some(mode @ (Mode::ServerWrites | Mode::ClientReads)) => mode,
             Some(_) => return None,
         };
-        let (mut endpoint, route) = self.routed().await?;
+        let (mut endpoint, route) = self.routed(false).await?;
         let made = || {
             let Some(fabric) = self.client.fabric.as_deref() else { return Ok(None) };
             let memory = endpoint.memory(fabric, &self.client.options, &self.client.recorder)?;
@@ -78,18 +78,34 @@ impl HttpConnection {
         }
     }
 
-    /// Our end of RDMA, and the way by which its connection comes or came about.
-    pub(super) async fn routed(&mut self) -> Option<(OwnedMutexGuard<Endpoint>, Route)> {
+    /// Our end of RDMA, and the way by which its connection comes or came about. `sends`: the request has a body.
+    pub(super) async fn routed(&mut self, sends: bool) -> Option<(OwnedMutexGuard<Endpoint>, Route)> {
         let fabric = self.client.fabric.clone()?;
         if self.sealing.as_ref().is_some_and(|sealing| !sealing.can_seal()) {
             self.client.observer.note("No RDMA beside TLS before 1.3, which gives no keys to seal with");
             return None;
         }
+        if self.client.options.connect == Connect::InPlace {
+            // One that was lost was HTTP's too.
+            self.endpoint.lock().await.discard_closed().await;
+            if let Err(error) = self.renew().await {
+                self.give_up(&error);
+                return None;
+            }
+            let mut endpoint = self.endpoint.clone().lock_owned().await;
+            return match self.in_place_route(&*fabric, &mut endpoint, sends).await {
+                Ok(route) => Some((endpoint, route?)),
+                Err(error) => {
+                    self.give_up(&error);
+                    None
+                }
+            };
+        }
         let mut endpoint = self.endpoint.clone().lock_owned().await;
         endpoint.discard_closed().await;
         let by_client = match self.client.options.connect {
             Connect::Client => true,
-            Connect::Server => false,
+            Connect::Server | Connect::InPlace => false,
             Connect::Auto => self.out_of_reach,
         };
         let route = if by_client {

@@ -152,7 +152,7 @@ impl HttpConnection {
         let Some(mode) = mode.filter(|_| upload.length() > 0) else {
             return self.upload_plainly(request, upload, None).await;
         };
-        let Some((mut endpoint, route)) = self.routed().await else {
+        let Some((mut endpoint, route)) = self.routed(true).await else {
             return self.upload_plainly(request, upload, None).await;
         };
         let Some(fabric) = self.client.fabric.clone() else {
@@ -243,7 +243,7 @@ impl HttpConnection {
             }
         }
         // Then the bytes go over it, unless the server thinks better of it: then it closes it.
-        let mut whole = false;
+        let (mut whole, mut declined) = (false, false);
         if let Some(link) = endpoint.link() {
             let moving = transfer(link, &options, &offer, id, first, &mut feed);
             let moved = tokio::select! {
@@ -256,6 +256,14 @@ impl HttpConnection {
                     whole = true;
                     if let Some(decide) = decide.take() {
                         let _ = decide.send(Decision::Nothing);
+                    }
+                }
+                Some(Err(FlowError::Declined)) => {
+                    declined = true;
+                    tokio::select! {
+                        biased;
+                        result = &mut answer => answered = Some(result),
+                        () = wanted.notified() => by_tcp(&mut decide),
                     }
                 }
                 Some(Err(FlowError::Body(error))) => {
@@ -281,7 +289,8 @@ impl HttpConnection {
         // An answer before the end of the body is the last that this HTTP connection says.
         drop(decide);
         let (head, incoming) = answer?;
-        if !whole {
+        // One that the body has gone by for nothing is kept: it is HTTP's.
+        if !whole && !declined {
             endpoint.discard();
         }
         drop(endpoint);
@@ -387,6 +396,7 @@ async fn transfer(
             let target = Target { id, at, room: bytes };
             write(link, limits, target, feed, &mut 0).await
         }
+        Message::Decline { id: theirs } if theirs == id => Err(FlowError::Declined),
         other => {
             Err(FlowError::Lost(FabricError::Protocol(format!("it sent {other:?} where a Region was due"))))
         }

@@ -11,37 +11,37 @@ use super::{FabricError, Received};
 
 /// What has arrived and was not taken, or who waits.
 #[derive(Default)]
-pub(super) struct Inbox {
+pub(crate) struct Inbox {
     messages: VecDeque<Received>,
     waiting: VecDeque<oneshot::Sender<Result<Received, FabricError>>>,
     ended: Option<FabricError>,
 }
 
 /// Whatever has an inbox behind a lock.
-pub(super) trait Owner: Send + Sync {
+pub(crate) trait Owner: Send + Sync {
     /// Calls `change` with the lock held, and does what is to be done after a change.
     fn with_inbox(&self, change: &mut dyn FnMut(&mut Inbox));
 }
 
 impl Inbox {
     /// Messages that nobody has taken.
-    pub(super) fn messages(&self) -> usize {
+    pub(crate) fn messages(&self) -> usize {
         self.messages.len()
     }
 
     /// Those who wait.
-    pub(super) fn waiting(&self) -> usize {
+    pub(crate) fn waiting(&self) -> usize {
         self.waiting.len()
     }
 
     /// A message has arrived.
-    pub(super) fn deliver(&mut self, message: Received) {
+    pub(crate) fn deliver(&mut self, message: Received) {
         self.messages.push_back(message);
         self.hand_out();
     }
 
     /// Nothing will arrive any more. Only the first reason counts.
-    pub(super) fn end(&mut self, error: &FabricError) {
+    pub(crate) fn end(&mut self, error: &FabricError) {
         self.ended.get_or_insert_with(|| error.clone());
         self.hand_out();
     }
@@ -66,14 +66,14 @@ impl Inbox {
 }
 
 /// Waits for a message. If it is dropped with a message in it, the next waiter gets that.
-pub(super) struct Receive {
+pub(crate) struct Receive {
     message: oneshot::Receiver<Result<Received, FabricError>>,
     owner: Arc<dyn Owner>,
 }
 
 impl Receive {
     /// Waits for the next message of `owner`'s inbox, from now on.
-    pub(super) fn new(owner: Arc<dyn Owner>) -> Self {
+    pub(crate) fn new(owner: Arc<dyn Owner>) -> Self {
         let (waiter, message) = oneshot::channel();
         let mut waiter = Some(waiter);
         owner.with_inbox(&mut |inbox| {

@@ -20,7 +20,7 @@ use tokio::net::TcpStream;
 
 pub use crate::iwarp::Stag;
 
-mod inbox;
+pub(crate) mod inbox;
 pub mod soft;
 #[cfg(feature = "verbs")]
 pub mod verbs;

@@ -52,6 +52,8 @@ where
             message @ Message::Credit { id: theirs, bytes } => {
                 *read = checked(message, (theirs, bytes), id, *read, shown)?;
             }
+            // As long as nothing is read; what is, is not given back.
+            Message::Decline { id: theirs } if theirs == id && *read == 0 => return Err(FlowError::Declined),
             other => return Err(FlowError::Protocol(format!("it sent {other:?} where a Credit was due"))),
         }
         while regions.front().is_some_and(|(end, _)| *end <= *read) {

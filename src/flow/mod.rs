@@ -81,6 +81,9 @@ pub enum FlowError {
     /// What came is not what was sealed.
     #[error(transparent)]
     Seal(#[from] crate::seal::SealError),
+    /// The peer wants the body by HTTP.
+    #[error("the peer wants the body by HTTP")]
+    Declined,
     /// The peer says what it should not.
     #[error("the peer broke the protocol: {0}")]
     Protocol(String),
@@ -91,7 +94,7 @@ impl FlowError {
     pub fn reason(&self) -> Option<Reason> {
         match self {
             Self::Body(_) => None,
-            Self::Lost(_) | Self::Protocol(_) => Some(Reason::CONNECTION_LOST),
+            Self::Lost(_) | Self::Declined | Self::Protocol(_) => Some(Reason::CONNECTION_LOST),
             Self::Stalled(_) => Some(Reason::TIMED_OUT),
             Self::Seal(_) => Some(Reason::SEAL_BROKEN),
             Self::Register(_) => Some(Reason::EXHAUSTED),

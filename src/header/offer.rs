@@ -64,6 +64,8 @@ pub enum Asked {
     Transfer(Offer),
     /// Where the client may connect to, and to be let in with this id.
     Introduction(TransferId),
+    /// That the HTTP connection become an RDMA connection; on one that has, whether it has.
+    InPlace(TransferId),
 }
 
 impl Asked {
@@ -76,7 +78,14 @@ impl Asked {
     pub fn parse(value: &HeaderValue) -> Result<Self, HeaderError> {
         let parts = Parts::split(value)?;
         if parts.word.eq_ignore_ascii_case("connect") {
-            return Ok(Self::Introduction(id(parts.required("id")?)?));
+            let id = id(parts.required("id")?)?;
+            return match parts.optional("connect")? {
+                Some(word) if word.eq_ignore_ascii_case("in-place") => Ok(Self::InPlace(id)),
+                Some(word) if !word.eq_ignore_ascii_case("client") => {
+                    Err(bad("connect", word, "client or in-place"))
+                }
+                _ => Ok(Self::Introduction(id)),
+            };
         }
         Offer::of_parts(&parts).map(Self::Transfer)
     }
@@ -84,6 +93,11 @@ impl Asked {
     /// The field's value of a request to be introduced.
     pub fn introduction(id: TransferId) -> HeaderValue {
         value(format!("connect, id={id}"))
+    }
+
+    /// The field's value of a request for the connection in place.
+    pub fn in_place(id: TransferId) -> HeaderValue {
+        value(format!("connect, connect=in-place, id={id}"))
     }
 }
 
@@ -281,6 +295,10 @@ mod tests {
         let id = TransferId([0xab; 16]);
         assert_eq!(Asked::parse(&Asked::introduction(id)), Ok(Asked::Introduction(id)));
         assert!(Asked::parse(&HeaderValue::from_static("connect")).is_err());
+        assert_eq!(Asked::parse(&Asked::in_place(id)), Ok(Asked::InPlace(id)));
+        assert!(Asked::parse(&HeaderValue::from_static("connect, connect=in-place")).is_err());
+        let server = HeaderValue::try_from(format!("connect, connect=server, id={id}")).unwrap();
+        assert!(Asked::parse(&server).is_err());
     }
 
     #[test]

@@ -40,6 +40,11 @@ pub enum Outcome {
         /// On behalf of this request.
         id: TransferId,
     },
+    /// This HTTP connection is the RDMA connection.
+    InPlace {
+        /// On behalf of this request.
+        id: TransferId,
+    },
     /// The response is plain HTTP; the region was not touched.
     Fallback {
         /// Why.
@@ -138,6 +143,12 @@ impl Outcome {
             return Ok(Self::Failed { reason: reason()? });
         }
         if parts.word.eq_ignore_ascii_case("accept") {
+            if let Some(word) = parts.optional("connect")? {
+                return match word.eq_ignore_ascii_case("in-place") {
+                    true => Ok(Self::InPlace { id: id(parts.required("id")?)? }),
+                    false => Err(bad("connect", word, "in-place")),
+                };
+            }
             let ip = parts.optional("ip")?.map(address).transpose()?;
             let (port, id) = (port(parts.required("port")?)?, id(parts.required("id")?)?);
             return Ok(Self::Accept { port, ip, id });
@@ -169,6 +180,7 @@ impl fmt::Display for Outcome {
             Self::Under { mode, bytes, id } => write!(f, "{mode}, coming={bytes}, id={id}"),
             Self::Accept { port, ip: None, id } => write!(f, "accept, port={port}, id={id}"),
             Self::Accept { port, ip: Some(ip), id } => write!(f, "accept, port={port}, ip={ip}, id={id}"),
+            Self::InPlace { id } => write!(f, "accept, connect=in-place, id={id}"),
             Self::Fallback { reason } => write!(f, "fallback, reason={reason}"),
             Self::Failed { reason } => write!(f, "failed, reason={reason}"),
         }
@@ -219,10 +231,12 @@ mod tests {
         let accept = (1..=u16::MAX, any::<Option<IpAddr>>(), any::<[u8; 16]>()).prop_map(|(port, ip, id)| {
             Outcome::Accept { port, ip: ip.map(|ip| ip.to_canonical()), id: TransferId(id) }
         });
+        let in_place = any::<[u8; 16]>().prop_map(|id| Outcome::InPlace { id: TransferId(id) });
         prop_oneof![
             done,
             under,
             accept,
+            in_place,
             reason().prop_map(|reason| Outcome::Fallback { reason }),
             reason().prop_map(|reason| Outcome::Failed { reason }),
         ]

@@ -15,7 +15,7 @@ use super::rdmap::{Opcode, READ_REQUEST, ReadRequest, Segment, SegmentError};
 use super::terminate::Terminate;
 
 /// Most bytes of a Send's segment that an item carries; the length is given in full.
-pub const MAX_PAYLOAD_KEPT: usize = 4096;
+pub const MAX_PAYLOAD_KEPT: usize = 64 << 10;
 
 /// Most bytes of one direction that may wait for the other direction's start-up frame.
 pub const MAX_WAITING: usize = 1 << 20;

@@ -8,13 +8,12 @@ use std::time::Duration;
 use http::{Request, Response};
 use http_body::Body;
 use hyper::body::Incoming;
-use hyper::service::service_fn;
+use hyper::service::{HttpService, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::server::graceful::{GracefulShutdown, Watcher};
 use nix::sys::socket::{setsockopt, sockopt};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tower::{Service, ServiceExt};
@@ -60,7 +59,7 @@ where
     B::Error: Into<BoxError>,
 {
     let mut stop = std::pin::pin!(stop);
-    let graceful = GracefulShutdown::new();
+    let (stopping, stopped) = watch::channel(false);
     let permits = Arc::new(Semaphore::new(options.max_connections));
     let mut connections = JoinSet::new();
     loop {
@@ -71,18 +70,18 @@ where
         };
         let Some((stream, peer, permit)) = accepted else { continue };
         prepare(&stream, options.stall_timeout);
-        let (service, options, watcher) = (service.clone(), options.clone(), graceful.watcher());
+        let (service, options, stopped) = (service.clone(), options.clone(), stopped.clone());
         connections.spawn(async move {
             let local = stream.local_addr().ok();
             match &options.tls {
                 None => {
                     let http = HttpConnection::between(peer, local, None);
-                    serve_one(stream, service, http, &options, watcher).await;
+                    serve_one(stream, service, http, &options, stopped).await;
                 }
                 Some(tls) => match timeout(options.idle_timeout, tls.accept(stream)).await {
                     Ok(Ok((stream, secret))) => {
                         let http = HttpConnection::between(peer, local, Some(secret));
-                        serve_one(stream, service, http, &options, watcher).await;
+                        serve_one(stream, service, http, &options, stopped).await;
                     }
                     Ok(Err(error)) => tracing::debug!(%peer, %error, "no TLS"),
                     Err(_) => tracing::debug!(%peer, "no TLS within {:?}", options.idle_timeout),
@@ -93,23 +92,22 @@ where
     }
     drop(listener);
     tracing::info!(connections = connections.len(), "stopping");
-    let ended = async {
-        graceful.shutdown().await;
-        while connections.join_next().await.is_some() {}
-    };
+    // Nobody listens any more where all have ended.
+    let _ = stopping.send(true);
+    let ended = async { while connections.join_next().await.is_some() {} };
     if tokio::time::timeout(options.grace, ended).await.is_err() {
         tracing::warn!("exchanges still under way after {:?} are cut off", options.grace);
     }
     connections.shutdown().await;
 }
 
-/// Serves one connection to its end.
+/// Serves one connection to its end, also the one that it may become.
 async fn serve_one<S, B, I>(
     stream: I,
     service: S,
     http: HttpConnection,
     options: &ServeOptions,
-    watcher: Watcher,
+    stopped: watch::Receiver<bool>,
 ) where
     S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible> + Clone + Send + 'static,
     S::Future: Send,
@@ -118,16 +116,52 @@ async fn serve_one<S, B, I>(
     B::Data: Send,
     B::Error: Into<BoxError>,
 {
-    // Without half_close: a client that shuts its side down is taken as gone, so that a transfer to it is abandoned at
-    // once (docs/protocol.md, section 4).
-    let served = hyper::server::conn::http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(options.idle_timeout)
-        .serve_connection(TokioIo::new(stream), with_connection(service, http.clone()));
-    if let Err(error) = watcher.watch(served).await {
-        tracing::debug!(peer = %http.peer(), %error, "HTTP connection ended");
+    let (peer, idle) = (http.peer(), options.idle_timeout);
+    let with_http = with_connection(service.clone(), http.clone());
+    let mut ended = serve_http(stream, with_http, idle, stopped.clone()).await;
+    if ended.is_ok()
+        && let Some(promised) = http.promised()
+    {
+        match http.keep_promise(promised).await {
+            Ok(stream) => {
+                let with_http = with_connection(service, http.clone());
+                ended = serve_http(stream, with_http, idle, stopped).await;
+            }
+            Err(error) => tracing::warn!(%peer, %error, "no connection in place"),
+        }
+    }
+    if let Err(error) = ended {
+        tracing::debug!(%peer, %error, "HTTP connection ended");
     }
     http.close().await;
+}
+
+/// Serves HTTP on a stream to its end; once told to stop, to the end of the exchange that is under way.
+async fn serve_http<T, S>(
+    stream: T,
+    service: S,
+    idle: Duration,
+    mut stopped: watch::Receiver<bool>,
+) -> hyper::Result<()>
+where
+    T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    S: HttpService<Incoming, ResBody: 'static, Error: Into<BoxError>>,
+    <S::ResBody as Body>::Error: Into<BoxError>,
+{
+    // Without half_close: a client that shuts its side down is taken as gone, so that a transfer to it is abandoned at
+    // once (docs/protocol.md, section 5).
+    let served = hyper::server::conn::http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(idle)
+        .serve_connection(TokioIo::new(stream), service)
+        .with_upgrades();
+    let mut served = std::pin::pin!(served);
+    tokio::select! {
+        biased;
+        ended = served.as_mut() => return ended,
+        _ = stopped.wait_for(|stopped| *stopped) => served.as_mut().graceful_shutdown(),
+    }
+    served.await
 }
 
 type Accepted = (TcpStream, SocketAddr, tokio::sync::OwnedSemaphorePermit);

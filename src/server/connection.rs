@@ -1,5 +1,6 @@
 //! What is kept for the life of an HTTP connection: whose it is, and the RDMA connection that belongs to it.
 
+use std::any::Any;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
@@ -7,11 +8,13 @@ use std::sync::{Arc, Weak};
 use tokio::sync::{Mutex, OwnedMutexGuard};
 
 use super::RdmaConfig;
+use super::in_place::InPlace;
 use super::layer::Shared;
 use crate::channel::Channel;
+use crate::events::Recorder;
 use crate::fabric::{ConnectOptions, Connection, FabricError, Pd};
 use crate::flow::{Link, RECEIVE_DEPTH, RECEIVE_SIZE};
-use crate::header::{Offer, Reason, Route, TransferId};
+use crate::header::{Mode, Offer, Reason, Route, TransferId};
 use crate::memory::Buffers;
 use crate::message::Message;
 use crate::seal::{Keys, Secret};
@@ -25,6 +28,8 @@ struct State {
     local: Option<SocketAddr>,
     tls: Option<Tls>,
     kept: Arc<Mutex<Slot>>,
+    /// Where the accept loop can make the RDMA connection of the HTTP connection itself.
+    in_place: Option<InPlace>,
 }
 
 /// What there is to know of a connection with TLS.
@@ -59,9 +64,14 @@ pub(super) struct Slot(Option<Kept>);
 pub(super) struct Kept {
     route: Route,
     pub(super) link: Link,
+    /// In place: what a transfer that broke has left, for as long as the HTTP connection goes on.
+    broken: Option<Left>,
     /// Whether the client, which connected, has yet to say so over the connection.
     pub(super) greeting: Option<TransferId>,
 }
+
+/// What is held on to and never looked at; in a mutex, since others look at what it is kept with.
+type Left = std::sync::Mutex<Box<dyn Any + Send>>;
 
 /// Why there is no RDMA connection to carry a transfer.
 #[derive(Debug, thiserror::Error)]
@@ -80,18 +90,31 @@ pub(super) enum NoLink {
 impl HttpConnection {
     /// A connection from `peer`.
     pub fn new(peer: SocketAddr) -> Self {
-        Self::between(peer, None, None)
+        Self(Arc::new(State { peer, local: None, tls: None, kept: Arc::default(), in_place: None }))
     }
 
     /// A connection from `peer` with TLS, which exported `secret`, or is of a version before 1.3.
     pub fn with_tls(peer: SocketAddr, secret: Option<Secret>) -> Self {
-        Self::between(peer, None, Some(secret))
+        let tls = Some(Tls { secret, next: AtomicU64::new(0) });
+        Self(Arc::new(State { peer, local: None, tls, kept: Arc::default(), in_place: None }))
     }
 
-    /// Either, where our own address is known.
+    /// Either, where our own address is known, and whoever serves it looks at [`Self::promised`] when it ends.
     pub(super) fn between(peer: SocketAddr, local: Option<SocketAddr>, tls: Option<Option<Secret>>) -> Self {
         let tls = tls.map(|secret| Tls { secret, next: AtomicU64::new(0) });
-        Self(Arc::new(State { peer, local, tls, kept: Arc::default() }))
+        // What lies under TLS is not HTTP's to give away.
+        let in_place = tls.is_none().then(InPlace::default);
+        Self(Arc::new(State { peer, local, tls, kept: Arc::default(), in_place }))
+    }
+
+    /// What it takes to make it the RDMA connection, where that can be.
+    pub(super) fn in_place(&self) -> Option<&InPlace> {
+        self.0.in_place.as_ref()
+    }
+
+    /// Whether it is the RDMA connection.
+    pub(super) fn is_in_place(&self) -> bool {
+        self.in_place().is_some_and(InPlace::is_made)
     }
 
     /// What the body of this offer is sealed with; nothing without TLS. Nothing goes in the clear beside TLS, and no two
@@ -126,6 +149,19 @@ impl HttpConnection {
         self.0.kept.lock().await.close().await;
     }
 
+    /// Tells a client that offers a body that it shall send it by HTTP: a connection in place says so, any other ends.
+    pub(super) async fn decline(&self, id: Option<TransferId>) {
+        let mut slot = self.lock().await;
+        match (&slot.0, id) {
+            (Some(kept), Some(id)) if kept.route == Route::InPlace => {
+                if let Err(error) = kept.link.channel.send(Message::Decline { id }).await {
+                    tracing::debug!(peer = %self.peer(), %error, "the connection in place has ended");
+                }
+            }
+            _ => slot.close().await,
+        }
+    }
+
     pub(super) fn downgrade(&self) -> WeakConnection {
         WeakConnection(Arc::downgrade(&self.0))
     }
@@ -145,8 +181,16 @@ impl Slot {
         offer: &Offer,
     ) -> Result<Kept, NoLink> {
         if let Some(mut kept) = self.0.take() {
-            if kept.route == offer.route && kept.is_sound(&shared.config).await {
+            if kept.route == offer.route
+                && kept.broken.is_none()
+                && kept.is_sound(&shared.config, offer.mode).await
+            {
                 return Ok(kept);
+            }
+            if kept.route == Route::InPlace {
+                // It is the HTTP connection: there is no other, and it goes on.
+                self.0 = Some(kept);
+                return Err(NoLink::NotConnected);
             }
             kept.link.channel.close().await;
         }
@@ -156,8 +200,8 @@ impl Slot {
         }
     }
 
-    /// Closes what is kept: a client that offered a body sees by this that it shall send it over TCP.
-    pub(super) async fn close(&mut self) {
+    /// Closes what is kept.
+    async fn close(&mut self) {
         if let Some(kept) = self.0.take() {
             kept.link.channel.close().await;
         }
@@ -167,16 +211,35 @@ impl Slot {
     pub(super) fn keep(&mut self, kept: Kept) {
         self.0 = Some(kept);
     }
+
+    /// Keeps a connection in place on which nothing was begun; ends any other.
+    pub(super) fn leave(&mut self, kept: Kept) {
+        if kept.route == Route::InPlace {
+            self.keep(kept);
+        }
+    }
+
+    /// Ends a connection on which a transfer broke, so that nothing of `left` can be reached any more. The HTTP connection
+    /// itself must first carry the response: then both go with it.
+    pub(super) fn give_up(&mut self, kept: Kept, left: impl Any + Send) {
+        if kept.route == Route::InPlace {
+            self.0 = Some(Kept { broken: Some(Left::new(Box::new(left))), ..kept });
+        }
+    }
 }
 
 impl Kept {
-    /// Whether it is open and the peer has said nothing that it should not.
-    async fn is_sound(&mut self, config: &RdmaConfig) -> bool {
+    /// Whether it is open and the peer has said nothing that it should not before a transfer in this mode.
+    async fn is_sound(&mut self, config: &RdmaConfig, mode: Mode) -> bool {
         if let Some(id) = self.greeting.take() {
             let greeted = tokio::time::timeout(config.connect_timeout, self.link.channel.receive()).await;
             return matches!(greeted, Ok(Ok(Message::Hello { id: theirs })) if theirs == id);
         }
-        !self.link.channel.is_out_of_turn().await
+        match mode {
+            // It tells of its regions right behind the request, and that may be here already.
+            Mode::ServerReads => !self.link.channel.is_closed().await,
+            _ => !self.link.channel.is_out_of_turn().await,
+        }
     }
 
     /// A connection that was just established.
@@ -188,14 +251,24 @@ impl Kept {
         connection: Arc<dyn Connection>,
     ) -> Result<Self, NoLink> {
         let buffers = buffers(shared, http, pd)?;
+        Ok(Self::with(route, connection, buffers, &shared.recorder))
+    }
+
+    /// The same with memory that is there.
+    pub(super) fn with(
+        route: Route,
+        connection: Arc<dyn Connection>,
+        buffers: Buffers,
+        recorder: &Recorder,
+    ) -> Self {
         let initiator = !matches!(route, Route::Client);
-        let channel = Channel::established(connection, initiator, &shared.recorder);
-        Ok(Self { route, link: Link { channel, buffers }, greeting: None })
+        let channel = Channel::established(connection, initiator, recorder);
+        Self { route, link: Link { channel, buffers }, broken: None, greeting: None }
     }
 }
 
 /// Memory for a connection, before that is made: with `static` there may be no room for it.
-fn buffers(shared: &Shared, http: &HttpConnection, pd: &Pd) -> Result<Buffers, NoLink> {
+pub(super) fn buffers(shared: &Shared, http: &HttpConnection, pd: &Pd) -> Result<Buffers, NoLink> {
     let config = &shared.config;
     let share = match config.memory.keeps_buffers() {
         // As many sources as there may be in flight, and a sink that is as large as all of them.

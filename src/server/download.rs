@@ -89,8 +89,9 @@ where
         let written = write(&kept.link, limits, target, &mut self.feed, &mut progress.moved);
         let result = written.instrument(span).await;
         progress.end(result.as_ref().err());
-        if result.is_ok() {
-            slot.keep(kept);
+        match result {
+            Ok(()) => slot.keep(kept),
+            Err(_) => slot.give_up(kept, ()),
         }
         result
     }

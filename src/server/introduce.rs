@@ -94,6 +94,17 @@ impl Shared {
         response
     }
 
+    /// Answers, on whatever the HTTP connection is, a request that it become the RDMA connection.
+    pub(super) fn confirm(&self, id: TransferId, http: Option<&HttpConnection>) -> Response<ResponseBody> {
+        let mut response = Response::new(boxed(Empty::<Bytes>::new()));
+        *response.status_mut() = StatusCode::NO_CONTENT;
+        if !http.is_some_and(HttpConnection::is_in_place) {
+            return self.fall_back(response, Reason::UNSUPPORTED_MODE);
+        }
+        say(response.headers_mut(), &Outcome::InPlace { id });
+        response
+    }
+
     /// Lets a client in that was introduced, and nobody else.
     async fn let_in(&self, request: Box<dyn ConnectRequest>) {
         let peer = request.peer_addr();

@@ -124,16 +124,23 @@ where
         self.inner.poll_ready(cx)
     }
 
-    fn call(&mut self, request: Request<ReqBody>) -> Self::Future {
+    fn call(&mut self, mut request: Request<ReqBody>) -> Self::Future {
         let shared = self.shared.clone();
-        let exchange = shared.tell_request(&request);
         // The one that was polled ready is the one to call.
         let next = self.inner.clone();
         let mut inner = std::mem::replace(&mut self.inner, next);
         Box::pin(async move {
+            let http = request.extensions().get::<HttpConnection>().cloned();
+            let read_before = http.as_ref().and_then(|http| http.in_place()?.exchange());
+            let exchange = read_before.unwrap_or_else(|| shared.tell_request(&request));
             let asked = Asked::of(request.headers());
             let method = request.method().clone();
-            let http = request.extensions().get::<HttpConnection>().cloned();
+            if let Ok(Some(asked)) = &asked
+                && let Some(response) = shared.promise(asked, http.as_ref(), &mut request, exchange)
+            {
+                shared.tell_response(exchange, &response);
+                return Ok(response);
+            }
             let response = match asked {
                 Ok(Some(Asked::Transfer(offer)))
                     if matches!(offer.mode, Mode::ClientWrites | Mode::ServerReads) =>
@@ -147,7 +154,10 @@ where
                 Ok(Some(Asked::Introduction(id))) if method == Method::OPTIONS => {
                     shared.introduce(id, http).await
                 }
-                Ok(Some(Asked::Introduction(_))) => {
+                Ok(Some(Asked::InPlace(id))) if method == Method::OPTIONS => {
+                    shared.confirm(id, http.as_ref())
+                }
+                Ok(Some(Asked::Introduction(_) | Asked::InPlace(_))) => {
                     let response = inner.call(request.map(RequestBody::new)).await?;
                     shared.fall_back(response.map(respond::boxed), Reason::METHOD)
                 }

@@ -22,6 +22,7 @@ mod config;
 mod connection;
 mod download;
 mod files;
+mod in_place;
 mod introduce;
 mod layer;
 mod metrics;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
-use http::header::{CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, TRANSFER_ENCODING, VARY};
+use http::header::{CACHE_CONTROL, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, TRANSFER_ENCODING, VARY};
 use http::response::Parts;
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode};
 use http_body::Body;
@@ -91,9 +91,9 @@ impl Shared {
             }
         };
         match keys {
-            None => carry(download, offer, parts, kept, slot).await,
+            None => carry(download, http, offer, parts, kept, slot).await,
             Some(keys) => match download.sealed(keys) {
-                Ok(download) => carry(download, offer, parts, kept, slot).await,
+                Ok(download) => carry(download, http, offer, parts, kept, slot).await,
                 Err(error) => Response::from_parts(parts, broken(error)),
             },
         }
@@ -183,6 +183,7 @@ impl Shared {
 /// Moves a body over a connection that is there, and gives the response that says so.
 async fn carry<B>(
     download: Download<B>,
+    http: &HttpConnection,
     offer: Offer,
     parts: Parts,
     kept: Kept,
@@ -198,7 +199,7 @@ where
         return match download.run(at_once, kept, slot).await {
             Ok(()) => done(Response::from_parts(parts, ()), &offer, length),
             Err(error) => match error.reason() {
-                Some(reason) => failed(reason, &error),
+                Some(reason) => failed(reason, &error, Some(http)),
                 None => Response::from_parts(parts, broken(error)),
             },
         };
@@ -241,7 +242,11 @@ fn under(mut response: Response<ResponseBody>, head: &Outcome) -> Response<Respo
 }
 
 /// The response to a transfer that broke.
-pub(super) fn failed(reason: Reason, error: &dyn std::fmt::Display) -> Response<ResponseBody> {
+pub(super) fn failed(
+    reason: Reason,
+    error: &dyn std::fmt::Display,
+    http: Option<&HttpConnection>,
+) -> Response<ResponseBody> {
     let text = Bytes::from(format!("The RDMA transfer failed: {error}\n"));
     let length = HeaderValue::from(text.len());
     let mut response = Response::new(boxed(Full::new(text)));
@@ -251,6 +256,17 @@ pub(super) fn failed(reason: Reason, error: &dyn std::fmt::Display) -> Response<
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     say(headers, &Outcome::Failed { reason });
+    last_in_place(response, http)
+}
+
+/// Makes a response the last of a connection in place: a transfer broke on it, or was left undone.
+pub(super) fn last_in_place(
+    mut response: Response<ResponseBody>,
+    http: Option<&HttpConnection>,
+) -> Response<ResponseBody> {
+    if http.is_some_and(HttpConnection::is_in_place) {
+        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    }
     response
 }
 

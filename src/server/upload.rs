@@ -15,7 +15,7 @@ use super::HttpConnection;
 use super::connection::{Kept, Slot, connect_failure};
 use super::download::Progress;
 use super::layer::{BoxError, RequestBody, ResponseBody, Shared};
-use super::respond::{boxed, failed, say};
+use super::respond::{boxed, failed, last_in_place, say};
 use crate::fabric::{Access, BoxFuture, RemoteAddress};
 use crate::flow::{FlowError, Limits, Pull, Ring, Unfold};
 use crate::header::{Mode, Offer, Outcome, Reason, TransferId};
@@ -32,7 +32,7 @@ enum Coming {
 /// A body on its way here.
 struct Upload {
     // Before the connection, which may be gone before its memory, and never after.
-    coming: Coming,
+    coming: Option<Coming>,
     kept: Option<Kept>,
     slot: OwnedMutexGuard<Slot>,
     limits: Limits,
@@ -57,8 +57,9 @@ impl Upload {
     async fn piece(&mut self, kept: &Kept) -> Result<(Option<Bytes>, u64), FlowError> {
         loop {
             let (piece, taken) = match &mut self.coming {
-                Coming::Written(ring) => (ring.next(&kept.link, self.limits).await?, ring.taken()),
-                Coming::Read(pull) => (pull.next(&kept.link, self.limits).await?, pull.taken()),
+                Some(Coming::Written(ring)) => (ring.next(&kept.link, self.limits).await?, ring.taken()),
+                Some(Coming::Read(pull)) => (pull.next(&kept.link, self.limits).await?, pull.taken()),
+                None => return Ok((None, self.progress.length())),
             };
             let (Some(opener), Some(sealed)) = (&mut self.opener, &piece) else { return Ok((piece, taken)) };
             let opened = opener.push(sealed.clone())?;
@@ -99,6 +100,16 @@ impl Upload {
     }
 }
 
+impl Drop for Upload {
+    fn drop(&mut self) {
+        // One that is not whole. What the client may still be writing to is left as it is where the response must come
+        // over that same connection.
+        if let Some(kept) = self.kept.take() {
+            self.slot.give_up(kept, self.coming.take());
+        }
+    }
+}
+
 impl Shared {
     /// Serves a request whose body is offered by RDMA.
     pub(super) async fn take_body<S, ReqBody, ResBody>(
@@ -124,7 +135,7 @@ impl Shared {
                 Err(reason) => {
                     // Without a connection the client knows that it is asked for the body when somebody reads it.
                     if let Some(http) = &http {
-                        http.close().await;
+                        http.decline(offer.id).await;
                     }
                     let response = inner.call(request.map(RequestBody::new)).await?;
                     return Ok(self.fall_back(response.map(boxed), reason));
@@ -146,8 +157,8 @@ impl Shared {
                 say(response.headers_mut(), &Outcome::Done { mode: offer.mode, bytes, id: Some(id) });
                 response
             }
-            End::NotRead => self.fall_back(response, Reason::NOT_READ),
-            End::Broken(reason, error) => failed(reason, &error),
+            End::NotRead => last_in_place(self.fall_back(response, Reason::NOT_READ), http.as_ref()),
+            End::Broken(reason, error) => failed(reason, &error, http.as_ref()),
         })
     }
 
@@ -179,13 +190,20 @@ impl Shared {
         })?;
         let limits = self.config.limits();
         let coming = match offer.mode {
-            Mode::ClientWrites => Coming::Written(self.show_ring(&kept, id, bytes, limits).await?),
+            Mode::ClientWrites => match self.show_ring(&kept, id, bytes, limits).await {
+                Ok(ring) => Coming::Written(ring),
+                Err(reason) => {
+                    // Nothing was begun: a connection in place can carry the next.
+                    slot.leave(kept);
+                    return Err(reason);
+                }
+            },
             _ => Coming::Read(Pull::new(id, offer.region, bytes)),
         };
         let peer = kept.link.channel.peer_addr().to_string();
         let mut progress = Progress::new(self, &peer, bytes, &offer);
         progress.given_up = "the body was not read to its end";
-        let (kept, end) = (Some(kept), end.clone());
+        let (coming, kept, end) = (Some(coming), Some(kept), end.clone());
         let upload = Upload { coming, kept, slot, limits, opener, progress, end, _share: share };
         Ok((Box::new(upload), id, bytes, plain))
     }

@@ -13,6 +13,7 @@ fn ways() -> Vec<(&'static str, Vec<&'static str>, Vec<&'static str>)> {
     vec![
         ("server connects", vec![], vec!["--connect", "server"]),
         ("client connects", vec!["--rdma-listen", "127.0.0.1:0"], vec!["--connect", "client"]),
+        ("in place", vec![], vec!["--connect", "in-place"]),
     ]
 }
 

@@ -7,6 +7,7 @@ mod cli;
 mod curl;
 mod examples;
 mod flows;
+mod in_place;
 mod kept;
 mod operations;
 mod plain_servers;

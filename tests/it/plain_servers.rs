@@ -26,12 +26,14 @@ impl Drop for Killed {
 }
 
 fn check(base: &str, body: &[u8]) {
-    let got = fetch(&format!("{base}/body.bin"), &["--json"]);
-    assert_eq!(got.code, Some(0), "{}", got.stderr);
-    assert_eq!(sha256(&got.body.unwrap()), sha256(body));
-    assert_eq!(received(&got.events), [("tcp", body.len() as u64)]);
-    assert_eq!(fallbacks(&got.events), ["not-answered"]);
-    crate::program::assert_no_leak(&got.events);
+    for connect in ["auto", "in-place"] {
+        let got = fetch(&format!("{base}/body.bin"), &["--json", "--connect", connect]);
+        assert_eq!(got.code, Some(0), "{connect}: {}", got.stderr);
+        assert_eq!(sha256(&got.body.unwrap()), sha256(body), "{connect}");
+        assert_eq!(received(&got.events), [("tcp", body.len() as u64)], "{connect}");
+        assert_eq!(fallbacks(&got.events), ["not-answered"], "{connect}");
+        crate::program::assert_no_leak(&got.events);
+    }
 
     let missing = fetch(&format!("{base}/missing"), &["--fail"]);
     assert_eq!(missing.code, Some(22), "{}", missing.stderr);

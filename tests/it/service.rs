@@ -60,7 +60,7 @@ impl Serving {
         Self::with(RdmaConfig::default(), inner).await
     }
 
-    async fn with<S, B>(config: RdmaConfig, inner: S) -> Self
+    pub(crate) async fn with<S, B>(config: RdmaConfig, inner: S) -> Self
     where
         S: Service<Request<RequestBody>, Response = Response<B>, Error = Infallible> + Clone + Send + 'static,
         S::Future: Send + 'static,

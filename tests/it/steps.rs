@@ -90,9 +90,9 @@ fn names(directory: &Path) -> Vec<String> {
 }
 
 fn a_client_dies(mode: &str) {
-    for connect in ["server", "client"] {
+    for connect in ["server", "client", "in-place"] {
         for step in STEPS {
-            let what = format!("{mode}, {connect} connects, client dies at {step:?}");
+            let what = format!("{mode}, connect={connect}, client dies at {step:?}");
             let Under { httpd, mut fetch, directory: _directory } = begin(mode, connect);
             step.wait(&mut fetch);
             fetch.signal(Signal::SIGKILL);
@@ -112,9 +112,9 @@ fn a_client_dies(mode: &str) {
 }
 
 fn a_server_dies(mode: &str) {
-    for connect in ["server", "client"] {
+    for connect in ["server", "client", "in-place"] {
         for step in STEPS {
-            let what = format!("{mode}, {connect} connects, server dies at {step:?}");
+            let what = format!("{mode}, connect={connect}, server dies at {step:?}");
             let Under { mut httpd, fetch, directory } = begin(mode, connect);
             step.wait(&mut httpd.running);
             httpd.running.signal(Signal::SIGKILL);

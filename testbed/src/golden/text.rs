@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
+use rdma_http::in_place::Frame;
 use rdma_http::message::{LENGTH, Message};
 
 use super::names::{Names, Owner};
@@ -411,7 +412,12 @@ fn said(message: &[u8], sender: Owner, names: &mut Names) -> String {
             let place = names.remote(sender, at.stag.0, at.to);
             format!("{length}, Region of {}: {} at {place}", names.id(&id.to_string()), bytes(room))
         }
-        Err(_) => length,
+        Ok(Message::Decline { id }) => format!("{length}, Decline of {}", names.id(&id.to_string())),
+        Err(_) => match Frame::decode(message.to_vec().into()) {
+            Some(Frame::Http(piece)) if piece.is_empty() => format!("{length}, the end of HTTP"),
+            Some(Frame::Credit(frames)) => format!("{length}, Credit for {frames} frames of HTTP"),
+            _ => length,
+        },
     }
 }
 

@@ -30,11 +30,30 @@ pub(crate) struct HttpStream {
 #[derive(Debug)]
 enum State {
     Head,
-    Body { left: Option<u64>, seen: u64, hash: Sha256 },
-    ChunkSize { seen: u64, hash: Sha256 },
-    ChunkData { left: u64, seen: u64, hash: Sha256 },
-    ChunkEnd { seen: u64, hash: Sha256 },
-    Trailer { seen: u64, hash: Sha256 },
+    Body {
+        left: Option<u64>,
+        seen: u64,
+        hash: Sha256,
+    },
+    ChunkSize {
+        seen: u64,
+        hash: Sha256,
+    },
+    ChunkData {
+        left: u64,
+        seen: u64,
+        hash: Sha256,
+    },
+    ChunkEnd {
+        seen: u64,
+        hash: Sha256,
+    },
+    Trailer {
+        seen: u64,
+        hash: Sha256,
+    },
+    /// Another protocol follows, and is left in the buffer.
+    Switched,
     Lost,
 }
 
@@ -65,6 +84,10 @@ impl HttpStream {
                     rest
                 }
                 State::Lost => return,
+                State::Switched => {
+                    self.buffer.extend_from_slice(bytes);
+                    return;
+                }
                 State::Head | State::ChunkSize { .. } | State::ChunkEnd { .. } | State::Trailer { .. } => {
                     self.buffer.extend_from_slice(bytes);
                     match self.line_based() {
@@ -81,6 +104,16 @@ impl HttpStream {
         }
     }
 
+    /// Once an RDMA connection follows on the same stream (`Upgrade: rdma`): what has come of it.
+    pub(crate) fn switched(&mut self) -> Option<Vec<u8>> {
+        matches!(self.state, State::Switched).then(|| std::mem::take(&mut self.buffer))
+    }
+
+    /// What was said since this was asked last.
+    pub(crate) fn take_items(&mut self) -> Vec<Item> {
+        std::mem::take(&mut self.items)
+    }
+
     /// The direction has ended: returns what it held.
     pub(crate) fn finish(mut self) -> Vec<Item> {
         match self.state {
@@ -90,7 +123,7 @@ impl HttpStream {
             State::Body { left: Some(left), seen, .. } => {
                 self.lost(&format!("a body ends after {seen} bytes, {left} before its end"));
             }
-            State::Lost => {}
+            State::Lost | State::Switched => {}
             _ => self.lost("ends inside a chunked body"),
         }
         self.items
@@ -256,7 +289,12 @@ fn body_of(head: &HttpHead, until_close: bool) -> State {
         fields.find(|(known, _)| known.eq_ignore_ascii_case(name)).map(|(_, value)| value.trim())
     };
     let hash = Sha256::new();
-    if field("transfer-encoding").is_some_and(|coding| coding.to_ascii_lowercase().ends_with("chunked")) {
+    let switches = head.start.starts_with("HTTP/1.1 101 ");
+    if switches && field("upgrade").is_some_and(|to| to.eq_ignore_ascii_case(rdma_http::in_place::UPGRADE)) {
+        State::Switched
+    } else if field("transfer-encoding")
+        .is_some_and(|coding| coding.to_ascii_lowercase().ends_with("chunked"))
+    {
         State::ChunkSize { seen: 0, hash }
     } else if let Some(length) = field("content-length").and_then(|length| length.parse().ok()) {
         State::Body { left: Some(length), seen: 0, hash }

@@ -6,6 +6,7 @@
 
 mod frame;
 mod http;
+mod in_place;
 mod mpa;
 mod reassembly;
 mod roce;

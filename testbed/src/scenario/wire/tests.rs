@@ -10,6 +10,7 @@ use pcap_file::pcapng::PcapNgWriter;
 use pcap_file::pcapng::blocks::enhanced_packet::EnhancedPacketBlock;
 use pcap_file::pcapng::blocks::interface_description::InterfaceDescriptionBlock;
 use proptest::prelude::*;
+use rdma_http::in_place::Frame;
 use rdma_http::iwarp::Stag;
 use rdma_http::iwarp::ddp::{Control, Header, Msn, Queue};
 use rdma_http::iwarp::fpdu;
@@ -188,6 +189,48 @@ fn a_whole_exchange_is_decoded() {
     assert_eq!([rdma.forth.items.clone(), rdma.back.items.clone()], expected_rdma());
     assert_eq!((rdma.forth.crc.good, rdma.forth.crc.bad), (4 + 4 + 1 + 1, 0));
     assert_eq!(conversation.violations(), [""; 0]);
+}
+
+#[test]
+fn a_connection_that_changes_its_protocol_is_followed() {
+    let [client, server] = ways((CLIENT, 40_000), (SERVER, 80), 5);
+    // HTTP as the Sends carry it, cut where it pleases.
+    let http = |msn, text: &[u8]| message(SEND, 0, 0, msn, &Frame::http(text).0, 300);
+    let [mut there, here] = rdma_streams(300);
+    there.extend([http(2, b"HTTP/1.1 200 OK\r\nContent-"), http(3, b"Length: 2\r\n\r\nhi")].concat());
+    let change = b"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: rdma\r\n\r\n";
+    let asked = b"GET /x HTTP/1.1\r\nHost: s\r\nConnection: upgrade\r\nUpgrade: rdma\r\n\r\n";
+    let next = [here, http(1, b"GET /y HTTP/1.1\r\n\r\n"), http(2, b"")].concat();
+    for size in [7, 1400] {
+        let cut = |way: Way, at: usize, bytes: &[u8]| -> Vec<Vec<u8>> {
+            let pieces = bytes.chunks(size).enumerate();
+            pieces.map(|(i, p)| way.frame(u32::try_from(1 + at + i * size).unwrap(), Flag::Ack, p)).collect()
+        };
+        let mut frames = vec![client.frame(0, Flag::Syn, b""), server.frame(0, Flag::SynAck, b"")];
+        frames.extend(cut(client, 0, asked));
+        frames.extend(cut(server, 0, &[&change[..], &there].concat()));
+        frames.extend(cut(client, asked.len(), &next));
+        let conversation = decode_frames(&frames).unwrap();
+        let [connection] = &conversation.connections[..] else { panic!("{conversation:?}") };
+        let started = |items: &[Item]| -> Vec<String> {
+            let heads = items.iter().filter_map(|item| match item {
+                Item::Head(head) => Some(head.start.clone()),
+                _ => None,
+            });
+            heads.collect()
+        };
+        assert_eq!(started(&connection.forth.items), ["GET /x HTTP/1.1", "GET /y HTTP/1.1"]);
+        assert_eq!(started(&connection.back.items), ["HTTP/1.1 101 Switching Protocols", "HTTP/1.1 200 OK"]);
+        let [server_said, client_said] = expected_rdma();
+        assert_eq!(connection.back.items[1..4], server_said);
+        assert_eq!(connection.forth.items[1..2], client_said);
+        assert!(matches!(connection.back.items.last(), Some(Item::Body { length: 2, .. })));
+        assert!(
+            matches!(connection.forth.items.last(), Some(Item::Send { message, .. }) if message.len() == 8)
+        );
+        assert_eq!(connection.back.crc.bad, 0);
+        assert_eq!(conversation.violations(), [""; 0]);
+    }
 }
 
 #[test]

@@ -8,6 +8,7 @@ use rdma_http::iwarp::decode::looks_like_mpa;
 
 use super::frame::{Frame, Segment};
 use super::http::{HttpStream, Speaker};
+use super::in_place::InPlace;
 use super::mpa::MpaConnection;
 use super::reassembly::Reassembly;
 use super::roce::Roce;
@@ -56,6 +57,8 @@ enum Protocol {
     Undecided([Vec<u8>; 2]),
     Http(Box<[HttpStream; 2]>),
     Mpa(Box<MpaConnection>),
+    /// HTTP at first.
+    InPlace(Box<InPlace>),
     Unknown([u64; 2]),
 }
 
@@ -208,7 +211,13 @@ impl Protocol {
                 beginnings[way].extend_from_slice(bytes);
                 self.decide();
             }
-            Self::Http(streams) => streams[way].push(bytes),
+            Self::Http(streams) => {
+                streams[way].push(bytes);
+                if let Some(begun) = streams[BACK].switched() {
+                    *self = Self::InPlace(Box::new(InPlace::after(streams, &begun)));
+                }
+            }
+            Self::InPlace(connection) => connection.push(way == FORTH, bytes),
             Self::Mpa(connection) => connection.push(way == FORTH, bytes),
             Self::Unknown(lengths) => lengths[way] += bytes.len() as u64,
         }
@@ -251,6 +260,7 @@ impl Protocol {
             Self::Mpa(connection) => {
                 connection.finish().map(|(items, crc)| Direction { items, crc, ..Direction::default() })
             }
+            Self::InPlace(connection) => connection.finish(),
             Self::Unknown(lengths) => lengths.map(unknown),
         }
     }
