@@ -116,6 +116,11 @@ impl Carrier {
         Poll::Pending
     }
 
+    /// Whether the peer's HTTP has ended.
+    pub(super) fn has_peer_ended(&self) -> bool {
+        self.lock().http_ended
+    }
+
     /// Sends the first bytes of `piece` once there is room, and says how many; none at all ends the stream.
     pub(super) fn poll_send_http(&self, context: &mut Context<'_>, piece: &[u8]) -> Poll<io::Result<usize>> {
         let mut state = self.lock();

@@ -88,10 +88,11 @@ impl AsyncWrite for Stream {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if !self.shut {
+        // Whoever has ended waits for nothing but the connection's end.
+        if !self.shut && !self.carrier.has_peer_ended() {
             ready!(self.carrier.poll_send_http(context, &[]))?;
-            self.shut = true;
         }
+        self.shut = true;
         Poll::Ready(Ok(()))
     }
 }
