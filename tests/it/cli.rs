@@ -16,7 +16,8 @@ fn httpd(args: &[&str]) -> Output {
 fn mistakes_are_usage_errors() {
     for (args, message) in [
         (&[][..], "<URL>"),
-        (&["https://x/"], "https is not supported; expected http"),
+        (&["ftp://x/"], "ftp is not supported; expected http or https"),
+        (&["http://x/a", "https://x/b"], "in one call; give each scheme one of its own"),
         (&["http://[::1/"], "expected http://HOST"),
         (&["http://x/", "--maxlen", "1X"], "expected bytes"),
         (&["http://x/", "--timeout", "0"], "expected seconds"),
