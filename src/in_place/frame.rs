@@ -76,7 +76,7 @@ mod tests {
     #[test]
     fn the_layout_is_that_of_the_protocol() {
         assert_eq!(&Frame::http(b"GET ").0[..], b"RHTP\x01\x10\0\0GET ");
-        assert_eq!(&Frame::credit(0x0102).as_ref()[..], b"RHTP\x01\x11\0\0\0\0\0\0\0\0\x01\x02");
+        assert_eq!(&Frame::credit(0x0102)[..], b"RHTP\x01\x11\0\0\0\0\0\0\0\0\x01\x02");
         assert_eq!(Frame::decode(Frame::credit(1).slice(..15)), None);
         let hello = Message::Hello { id: TransferId::NONE }.encode();
         assert_eq!(Frame::decode(hello.clone()), Some(Frame::Message(hello)));
