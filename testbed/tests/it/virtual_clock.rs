@@ -119,6 +119,7 @@ fn every_fabric_keeps_the_promises_and_soft_and_siw_interoperate() {
     let expected = [
         "soft get-server-writes-1mib",
         "siw get-server-writes-1mib",
+        "siw-soft interop-in-place-refused",
         "siw-soft interop-siw-serves",
         "soft-siw interop-soft-serves",
         "rxe get-server-writes-1mib",
