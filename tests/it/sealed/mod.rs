@@ -205,16 +205,29 @@ fn https_is_what_others_take_it_for() {
         };
         let whole = curl(&[&url(&httpd, "/body.bin")]);
         assert!(whole.stdout == body, "{:?}", String::from_utf8_lossy(&whole.stderr));
-        // TLS before 1.3 has no exporter that is bound to all of the handshake; and an offer in the clear is none.
-        let offer = "RDMA: server-writes, ip=127.0.0.1, port=9999, stag=1, to=0, maxlen=1000000, id=";
-        for (more, tls) in [(", seal=0", "1.2"), ("", "1.3")] {
-            let field = format!("{offer}{:032x}{more}", 7);
-            let answer = curl(&["-i", "--tls-max", tls, "-H", &field, &url(&httpd, "/body.bin")]);
+        // TLS before 1.3 has no exporter that is bound to all of the handshake, an offer in the clear is none, and what has
+        // TLS stays HTTP's connection.
+        let plain = Httpd::start(&[]);
+        plain.file("body.bin", 300_000);
+        let to_port = "ip=127.0.0.1, port=9999";
+        for (at, way, seal, tls, reason) in [
+            (url(&httpd, "/body.bin"), to_port, ", seal=0", "1.2", "unsealed"),
+            (url(&httpd, "/body.bin"), to_port, "", "1.3", "unsealed"),
+            (plain.url("/body.bin"), to_port, ", seal=0", "1.3", "unsealed"),
+            (url(&httpd, "/body.bin"), "connect=in-place", ", seal=0", "1.3", "not-connected"),
+        ] {
+            let field =
+                format!("RDMA: server-writes, {way}, stag=1, to=0, maxlen=1000000, id={:032x}{seal}", 7);
+            let answer = curl(&["-i", "--tls-max", tls, "-H", &field, &at]);
             let text = String::from_utf8_lossy(&answer.stdout).into_owned();
-            assert!(text.contains("rdma: fallback, reason=unsealed\r\n"), "{text:.300}");
-            assert!(answer.stdout.ends_with(&body[100_000..]), "TLS {tls}");
+            assert!(text.contains(&format!("rdma: fallback, reason={reason}\r\n")), "{field}: {text:.300}");
+            assert!(answer.stdout.ends_with(&body), "{field}: another body");
         }
     }
+    let got = identity.fetch(&httpd, "/body.bin", &["--connect", "in-place"]);
+    assert_eq!(got.code, Some(0), "{}", got.stderr);
+    assert_eq!(received(&got.events), [("tcp", 300_000)]);
+    assert!(got.body.as_deref() == Some(&body[..]));
     // Whoever does not trust the server gets nothing from it, and says why.
     let got = fetch(&url(&httpd, "/body.bin"), &[]);
     assert_eq!(got.code, Some(35), "{}", got.stderr);
@@ -223,17 +236,6 @@ fn https_is_what_others_take_it_for() {
     let plain = Httpd::start(&[]);
     let got = identity.fetch(&plain, "/body.bin", &[]);
     assert_eq!(got.code, Some(35), "{}", got.stderr);
-    // An offer to seal is no use without TLS.
-    let got = fetch(
-        &plain.url("/body.bin"),
-        &[
-            "--mode",
-            "plain",
-            "-H",
-            "RDMA: client-reads, connect=client, id=00000000000000000000000000000001, seal=0",
-        ],
-    );
-    assert!(got.code.is_some());
     drop(plain);
     assert_no_leak(&httpd.stop());
 }
