@@ -1,10 +1,6 @@
 //! A response in the types that the rest of the ecosystem speaks: `http::Response` with an `http_body` body.
 
-use std::pin::Pin;
-use std::task::{Context, Poll};
-
 use bytes::Bytes;
-use http_body::{Body as _, Frame, SizeHint};
 use http_body_util::BodyExt;
 use http_body_util::combinators::UnsyncBoxBody;
 
@@ -14,7 +10,7 @@ use crate::flow::{BoxError, Unfold};
 
 /// The body of a response as a stream of its pieces. They are fetched as they are asked for, whether they come by RDMA or
 /// not, and an error of it is a [`ClientError`](super::ClientError).
-pub struct BodyStream(UnsyncBoxBody<Bytes, BoxError>);
+pub type BodyStream = UnsyncBoxBody<Bytes, BoxError>;
 
 impl Response {
     /// The response with its body as a stream. How it comes ([`Via`]) is among the extensions. An HTTP connection that is no
@@ -51,32 +47,6 @@ impl Body {
             let next = async move { Ok(body.next().await?.map(|piece| (body, piece))) };
             Box::pin(next) as BoxFuture<'static, Result<_, BoxError>>
         };
-        BodyStream(Unfold::new(Box::new(self), length, step).boxed_unsync())
-    }
-}
-
-impl http_body::Body for BodyStream {
-    type Data = Bytes;
-    type Error = BoxError;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        Pin::new(&mut self.0).poll_frame(cx)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.0.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.0.size_hint()
-    }
-}
-
-impl std::fmt::Debug for BodyStream {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "BodyStream({:?})", self.size_hint().exact())
+        Unfold::new(Box::new(self), length, step).boxed_unsync()
     }
 }
