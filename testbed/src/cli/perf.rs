@@ -25,15 +25,8 @@ enum Side {
     Serve {
         /// Where.
         listen: SocketAddr,
-        /// Bytes of the region.
-        #[arg(
-            long,
-            env = "TESTBED_PERF_LENGTH",
-            default_value_t = 64 << 20,
-            hide_env_values = true,
-            value_parser = clap::value_parser!(u64).range(1..=MAX_LENGTH)
-        )]
-        length: u64,
+        #[command(flatten)]
+        region: Region,
         #[command(flatten)]
         over: Over,
         #[command(flatten)]
@@ -52,15 +45,8 @@ enum Side {
             value_parser = clap::value_parser!(u32).range(1..=100_000)
         )]
         count: u32,
-        /// Bytes of what is written each time; over a fabric it is the server's region.
-        #[arg(
-            long,
-            env = "TESTBED_PERF_LENGTH",
-            default_value_t = 64 << 20,
-            hide_env_values = true,
-            value_parser = clap::value_parser!(u64).range(1..=MAX_LENGTH)
-        )]
-        length: u64,
+        #[command(flatten)]
+        region: Region,
         #[command(flatten)]
         over: Over,
         #[command(flatten)]
@@ -94,6 +80,19 @@ enum Side {
         #[command(flatten)]
         over: Over,
     },
+}
+
+#[derive(Clone, Copy, Debug, clap::Args)]
+struct Region {
+    /// Bytes of the region, and so of each Write; for TCP both sides are told.
+    #[arg(
+        long,
+        env = "TESTBED_PERF_LENGTH",
+        default_value_t = 64 << 20,
+        hide_env_values = true,
+        value_parser = clap::value_parser!(u64).range(1..=MAX_LENGTH)
+    )]
+    length: u64,
 }
 
 #[derive(Clone, Copy, Debug, clap::Args)]
@@ -152,23 +151,26 @@ impl Args {
         // MAX_LENGTH fits into every usize that has room for it.
         let size = |length: u64| usize::try_from(length).unwrap_or(usize::MAX);
         match self.side {
-            Side::Serve { listen, length, over, integrity } => block_on(async {
+            Side::Serve { listen, region, over, integrity } => block_on(async {
                 match over.fabric()? {
                     Some(fabric) => {
-                        let served = write::serve(&*fabric, listen, size(length), integrity.crc, ready);
+                        let served =
+                            write::serve(&*fabric, listen, size(region.length), integrity.crc, ready);
                         served.await.map_err(failed)
                     }
-                    None => write::serve_tcp(listen, size(length), ready).await.map_err(io_failed),
+                    None => write::serve_tcp(listen, size(region.length), ready).await.map_err(io_failed),
                 }
             })?,
-            Side::Write { server, count, length, over, integrity } => {
+            Side::Write { server, count, region, over, integrity } => {
                 let count = size(count.into());
                 let measured = block_on(async {
                     match over.fabric()? {
                         Some(fabric) => {
                             write::measure(&*fabric, server, count, integrity.crc).await.map_err(failed)
                         }
-                        None => write::measure_tcp(server, size(length), count).await.map_err(io_failed),
+                        None => {
+                            write::measure_tcp(server, size(region.length), count).await.map_err(io_failed)
+                        }
                     }
                 })?;
                 say(serde_json::to_string(&measured).unwrap_or_default());
