@@ -173,6 +173,7 @@ impl Body {
     ) -> Self {
         let http = Tcp { incoming, peer, timeout: limits.stall };
         let length = opener.as_ref().map_or(length, Opener::length);
+        let limits = if opener.is_some() { limits.in_records() } else { limits };
         let flow = Flow { coming, opener, endpoint, limits, http, http_ended: false, whole: false };
         Self {
             source: Source::Flow(Box::new(flow)),

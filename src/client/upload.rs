@@ -24,7 +24,7 @@ use crate::flow::{BoxError, Feed, FilePart, FlowError, Link, Target, Unfold, exp
 use crate::header::{Advert, Mode, Offer, Outcome, RDMA, Reason, TransferId};
 use crate::memory::{Buffers, Source, Strategy};
 use crate::message::Message;
-use crate::seal::{Keys, sealed, sealed_length};
+use crate::seal::Keys;
 
 /// The pieces in which a file is read.
 const PIECE: usize = 1 << 20;
@@ -85,9 +85,8 @@ impl Upload {
     }
 
     fn sealed(&self, keys: Keys) -> Result<Feed<RequestBody>, ClientError> {
-        let length = sealed_length(self.length());
-        let length = length.ok_or_else(|| ClientError::Upload(io::ErrorKind::FileTooLarge.into()))?;
-        Ok(Feed::body(sealed(self.body(), self.length(), keys), length))
+        let feed = Feed::sealed(self.body(), self.length(), keys);
+        feed.ok_or_else(|| ClientError::Upload(io::ErrorKind::FileTooLarge.into()))
     }
 
     /// A body that is nothing until it is decided where the bytes go. One that is never decided breaks off.

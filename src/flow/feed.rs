@@ -10,10 +10,11 @@ use std::task::{Context, Poll};
 
 use bytes::{Buf, Bytes};
 use http_body::{Body, Frame, SizeHint};
-use http_body_util::BodyExt;
 
 use super::BoxError;
+use super::gather::{Gather, Sealing};
 use crate::memory::Load;
+use crate::seal::{Keys, Sealer, sealed_length};
 
 /// A part of a file that is a body, as a response's extension: so that it can be sent without being read.
 #[derive(Clone, Debug)]
@@ -86,6 +87,7 @@ pub struct Feed<B> {
 
 enum From<B> {
     Body(Gather<B>),
+    Sealed(Box<Sealing<B>>),
     File(FilePart),
 }
 
@@ -96,12 +98,14 @@ where
 {
     /// `length` bytes of `body`.
     pub fn body(body: B, length: u64) -> Self {
-        Self {
-            from: From::Body(Gather { body: Box::pin(body), rest: None }),
-            left: length,
-            length,
-            first: None,
-        }
+        Self { from: From::Body(Gather::new(body)), left: length, length, first: None }
+    }
+
+    /// `length` bytes of `body` as they are when they are sealed, which are more; `None` if 64 bits do not hold their number.
+    pub fn sealed(body: B, length: u64, keys: Keys) -> Option<Self> {
+        let sealed = sealed_length(length)?;
+        let sealing = Sealing { gather: Gather::new(body), sealer: Sealer::new(keys, length) };
+        Some(Self { from: From::Sealed(Box::new(sealing)), left: sealed, length: sealed, first: None })
     }
 
     /// All of a file's part.
@@ -122,7 +126,8 @@ where
         Ok(())
     }
 
-    /// The next chunk: `size` bytes, or all that is left, or what was begun with. Not to be called when nothing is.
+    /// The next chunk: `size` bytes, or all that is left, or what was begun with. Of what is sealed as many whole records as
+    /// that is, but one at least. Not to be called when nothing is left.
     pub async fn next(&mut self, size: usize) -> Result<Load, BoxError> {
         if let Some(first) = self.first.take() {
             return Ok(first);
@@ -130,31 +135,31 @@ where
         let size = usize::try_from(self.left).map_or(size, |left| left.min(size));
         let load = match &mut self.from {
             From::Body(gather) => Load::Bytes(gather.next(size, self.left).await?),
+            From::Sealed(sealing) => Load::Bytes(sealing.next(size).await?),
             From::File(part) => {
                 part.check()?;
                 let offset = part.offset + (self.length - self.left);
                 Load::File { file: part.file.clone(), offset, length: size }
             }
         };
-        self.left -= size as u64;
+        self.left -= load.length() as u64;
         Ok(load)
     }
 
     /// Makes sure that the body ends where its length says, and is what it was.
     pub async fn end(&mut self) -> Result<(), BoxError> {
         match &mut self.from {
-            From::Body(gather) => match gather.data().await? {
-                Some(_) => Err("it is longer than its length says".into()),
-                None => Ok(()),
-            },
+            From::Body(gather) => gather.end().await,
+            From::Sealed(sealing) => sealing.gather.end().await,
             From::File(part) => part.check(),
         }
     }
 
     /// The whole body again, for whoever sends it another way; nothing of it may have been taken but by
-    /// [`begin`](Self::begin). `None` where it is a file's part: its owner still has the body.
+    /// [`begin`](Self::begin). `None` where it is a file's part: its owner still has the body; or where it is sealed.
     pub fn into_body(self) -> Option<Unread<B>> {
-        let From::Body(Gather { body, rest }) = self.from else { return None };
+        let From::Body(gather) = self.from else { return None };
+        let (body, rest) = gather.into_parts();
         let first = match self.first {
             Some(Load::Bytes(first)) => Some(first.into()),
             _ => None,
@@ -169,15 +174,8 @@ pub struct Unread<B> {
     body: Pin<Box<B>>,
 }
 
-impl<B> Unread<B> {
-    /// A body of which nothing was read.
-    pub fn whole(body: B) -> Self {
-        Self { read: VecDeque::new(), body: Box::pin(body) }
-    }
-}
-
 /// All of a buffer as [`Bytes`]; no copy where it is that already.
-fn to_bytes(mut data: impl Buf) -> Bytes {
+pub(crate) fn to_bytes(mut data: impl Buf) -> Bytes {
     data.copy_to_bytes(data.remaining())
 }
 
@@ -212,56 +210,6 @@ where
         }
         hint.set_lower(hint.lower().saturating_add(read));
         hint
-    }
-}
-
-/// Cuts a body into chunks of one size, however its frames fall.
-struct Gather<B> {
-    body: Pin<Box<B>>,
-    rest: Option<Bytes>,
-}
-
-impl<B> Gather<B>
-where
-    B: Body,
-    B::Error: Into<BoxError>,
-{
-    async fn next(&mut self, size: usize, left: u64) -> Result<Vec<u8>, BoxError> {
-        let mut chunk = Vec::new();
-        while chunk.len() < size {
-            let mut data = match self.data().await? {
-                Some(data) => data,
-                None => return Err(format!("it ended {} bytes early", left - chunk.len() as u64).into()),
-            };
-            let taken = data.split_to(data.len().min(size - chunk.len()));
-            if !data.is_empty() {
-                self.rest = Some(data);
-            }
-            if chunk.is_empty() && taken.len() == size {
-                // The very buffer, where nobody else holds it.
-                chunk = Vec::from(taken);
-            } else {
-                chunk.reserve_exact(size - chunk.len());
-                chunk.extend_from_slice(&taken);
-            }
-        }
-        Ok(chunk)
-    }
-
-    /// The next bytes, at least one. Trailers have no place in a body of known length and are dropped.
-    async fn data(&mut self) -> Result<Option<Bytes>, BoxError> {
-        if let Some(rest) = self.rest.take() {
-            return Ok(Some(rest));
-        }
-        while let Some(frame) = self.body.frame().await {
-            let frame = frame.map_err(Into::into)?;
-            if let Ok(data) = frame.into_data()
-                && data.has_remaining()
-            {
-                return Ok(Some(to_bytes(data)));
-            }
-        }
-        Ok(None)
     }
 }
 

@@ -10,6 +10,7 @@
 
 mod expose;
 mod feed;
+mod gather;
 mod pull;
 mod ring;
 mod unfold;
@@ -20,6 +21,7 @@ use std::time::Duration;
 use tokio::time::timeout;
 
 pub use expose::expose;
+pub(crate) use feed::to_bytes;
 pub use feed::{Feed, FilePart, Unread};
 pub use pull::Pull;
 pub use ring::Ring;
@@ -31,6 +33,7 @@ use crate::fabric::FabricError;
 use crate::header::{Reason, TransferId};
 use crate::memory::Buffers;
 use crate::message::Message;
+use crate::seal::{RECORD, TAG};
 
 /// Any error, as bodies have them.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
@@ -112,6 +115,15 @@ impl From<ReceiveError> for FlowError {
 }
 
 impl Limits {
+    /// The same where bodies are sealed: operations of whole records, if there is room for one in them. Then what arrives
+    /// opens where it lies.
+    pub fn in_records(self) -> Self {
+        match self.chunk / (RECORD + TAG) {
+            0 => self,
+            records => Self { chunk: records * (RECORD + TAG), ..self },
+        }
+    }
+
     async fn completed(
         &self,
         completion: impl Future<Output = Result<(), FabricError>>,

@@ -16,7 +16,7 @@ use ring::hkdf::{HKDF_SHA256, KeyType, Prk};
 use crate::header::{Mode, TransferId};
 
 pub use open::{Opener, open};
-pub use records::sealed;
+pub use records::Sealer;
 
 /// Bytes of the body in each record but the last, as of TLS's own (RFC 8446, section 5.1).
 pub const RECORD: usize = 16_384;
@@ -110,6 +110,18 @@ pub fn sealed_length(length: u64) -> Option<u64> {
 pub fn plain_length(length: u64) -> Option<u64> {
     let plain = length.checked_sub(length.div_ceil((RECORD + TAG) as u64) * TAG as u64)?;
     (sealed_length(plain) == Some(length)).then_some(plain)
+}
+
+/// Seals a body that is here as a whole.
+pub fn seal(keys: Keys, body: &[u8]) -> Vec<u8> {
+    let mut sealer = Sealer::new(keys, body.len() as u64);
+    let mut sealed = Vec::with_capacity(body.len() + body.len().div_ceil(RECORD) * TAG);
+    for record in body.chunks(RECORD) {
+        let start = sealed.len();
+        sealed.extend_from_slice(record);
+        sealer.seal(&mut sealed, start);
+    }
+    sealed
 }
 
 /// What came by RDMA is not what was sent.

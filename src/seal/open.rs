@@ -1,6 +1,6 @@
 //! The taker's side: records become the body again, or an error.
 
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::{Bytes, BytesMut};
 
 use super::{Keys, RECORD, SealError, TAG, place, plain_length};
 
@@ -31,31 +31,40 @@ impl Opener {
         self.length
     }
 
-    /// Takes a piece; gives what opens with it, which may be nothing yet. At most one record is held back.
+    /// Takes a piece; gives what opens with it, which may be nothing yet. It opens where it lies: a piece that begins with a
+    /// record is not copied, if nobody else holds it. At most one record is held back.
     ///
     /// # Errors
     ///
     /// [`SealError::Broken`] if a record is not what was sealed for its place. The transfer is over then.
-    pub fn push(&mut self, mut piece: Bytes) -> Result<Bytes, SealError> {
-        let mut opened = Vec::with_capacity(piece.len() + self.begun.len());
-        while !piece.is_empty() {
-            let whole = self.next_record();
-            if whole == 0 {
-                return Err(SealError::Broken(self.opened));
+    pub fn push(&mut self, piece: Bytes) -> Result<Bytes, SealError> {
+        let mut bytes = if self.begun.is_empty() {
+            BytesMut::from(piece)
+        } else {
+            self.begun.extend_from_slice(&piece);
+            std::mem::take(&mut self.begun)
+        };
+        // What is sealed is read from `at`; what is opened goes to `end`, which is never beyond it.
+        let (mut at, mut end) = (0, 0);
+        while at < bytes.len() {
+            let record = match self.next_record() {
+                0 => return Err(SealError::Broken(self.opened)),
+                whole => at..at + whole,
+            };
+            if record.end > bytes.len() {
+                self.begun = if at == 0 { std::mem::take(&mut bytes) } else { BytesMut::from(&bytes[at..]) };
+                break;
             }
-            if self.begun.is_empty() && piece.len() >= whole {
-                self.open(&piece.split_to(whole), &mut opened)?;
-                continue;
-            }
-            let missing = (whole - self.begun.len()).min(piece.len());
-            self.begun.extend_from_slice(&piece[..missing]);
-            piece.advance(missing);
-            if self.begun.len() == whole {
-                let record = self.begun.split();
-                self.open(&record, &mut opened)?;
-            }
+            let number = self.opened / RECORD as u64;
+            let (nonce, place) = (self.keys.nonce(number), place(number, self.length));
+            let room = &mut bytes[end..record.end];
+            let plain = self.keys.key.open_within(nonce, place, room, record.start - end..);
+            let plain = plain.map_err(|_| SealError::Broken(self.opened))?.len();
+            self.opened += plain as u64;
+            (at, end) = (record.end, end + plain);
         }
-        Ok(opened.into())
+        bytes.truncate(end);
+        Ok(bytes.freeze())
     }
 
     /// Whether all of it came.
@@ -75,18 +84,6 @@ impl Opener {
             Err(_) => RECORD + TAG,
         }
     }
-
-    fn open(&mut self, record: &[u8], opened: &mut Vec<u8>) -> Result<(), SealError> {
-        let number = self.opened / RECORD as u64;
-        let start = opened.len();
-        opened.extend_from_slice(record);
-        let (nonce, place) = (self.keys.nonce(number), place(number, self.length));
-        let plain = self.keys.key.open_in_place(nonce, place, &mut opened[start..]);
-        let plain = plain.map_err(|_| SealError::Broken(self.opened))?.len();
-        opened.truncate(start + plain);
-        self.opened += plain as u64;
-        Ok(())
-    }
 }
 
 /// Opens a body that is here as a whole.
@@ -103,26 +100,23 @@ pub fn open(keys: Keys, sealed: Vec<u8>) -> Result<Bytes, SealError> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Secret, sealed};
+    use super::super::{SECRET, Secret, seal};
     use super::*;
     use crate::header::{Mode, TransferId};
-    use http_body_util::{BodyExt, Full};
 
     const LENGTH: usize = 2 * RECORD + 100;
 
     fn keys(number: u64) -> Keys {
-        Secret::new(&[1; 32]).transfer(Mode::ServerWrites, TransferId([2; 16]), number)
+        Secret::new(&[1; SECRET]).transfer(Mode::ServerWrites, TransferId([2; 16]), number)
     }
 
-    async fn body(number: u64) -> Vec<u8> {
-        let body = Full::new(Bytes::from(vec![9; LENGTH]));
-        let sealed = sealed(body, LENGTH as u64, keys(number));
-        sealed.collect().await.unwrap().to_bytes().into()
+    fn body(number: u64) -> Vec<u8> {
+        seal(keys(number), &[9; LENGTH])
     }
 
-    #[tokio::test]
-    async fn a_changed_bit_anywhere_does_not_open() {
-        let sealed = body(0).await;
+    #[test]
+    fn a_changed_bit_anywhere_does_not_open() {
+        let sealed = body(0);
         let whole = RECORD + TAG;
         for at in [0, 1, RECORD - 1, RECORD, whole - 1, whole, 2 * whole, sealed.len() - 1] {
             let mut changed = sealed.clone();
@@ -133,25 +127,25 @@ mod tests {
         assert_eq!(open(keys(0), sealed).unwrap(), vec![9; LENGTH]);
     }
 
-    #[tokio::test]
-    async fn records_in_another_order_do_not_open() {
-        let mut moved = body(0).await;
+    #[test]
+    fn records_in_another_order_do_not_open() {
+        let mut moved = body(0);
         let (first, second) = moved.split_at_mut(RECORD + TAG);
         first.swap_with_slice(&mut second[..RECORD + TAG]);
         assert_eq!(open(keys(0), moved).unwrap_err(), SealError::Broken(0));
     }
 
-    #[tokio::test]
-    async fn a_record_that_came_before_does_not_open_again() {
-        let mut repeated = body(0).await;
+    #[test]
+    fn a_record_that_came_before_does_not_open_again() {
+        let mut repeated = body(0);
         repeated.copy_within(..RECORD + TAG, RECORD + TAG);
         assert_eq!(open(keys(0), repeated).unwrap_err(), SealError::Broken(RECORD as u64));
-        assert_eq!(open(keys(1), body(0).await).unwrap_err(), SealError::Broken(0), "another transfer's");
+        assert_eq!(open(keys(1), body(0)).unwrap_err(), SealError::Broken(0), "another transfer's");
     }
 
-    #[tokio::test]
-    async fn a_body_that_was_cut_does_not_open() {
-        let sealed = body(0).await;
+    #[test]
+    fn a_body_that_was_cut_does_not_open() {
+        let sealed = body(0);
         for left in [RECORD + TAG, 2 * (RECORD + TAG), sealed.len() - 1] {
             assert_eq!(open(keys(0), sealed[..left].to_vec()).unwrap_err(), SealError::Broken(0));
             // Whoever knows the length from elsewhere sees where it ends.

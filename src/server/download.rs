@@ -15,7 +15,7 @@ use crate::events::Event;
 use crate::flow::{Feed, FlowError, Target, Unfold, Unread, expose, write};
 use crate::header::{Advert, Mode, Offer, TransferId};
 use crate::memory::Share;
-use crate::seal::{Keys, sealed, sealed_length};
+use crate::seal::Keys;
 
 /// A body of a known length, and where it is to go.
 pub(super) struct Download<B> {
@@ -56,15 +56,14 @@ where
     }
 
     /// The same download of what the body is when it is sealed.
-    pub(super) fn sealed(self, keys: Keys) -> Result<Download<ResponseBody>, FlowError> {
+    pub(super) fn sealed(self, keys: Keys) -> Result<Download<Unread<B>>, FlowError> {
         let Self { shared, offer, feed, _share } = self;
         let length = feed.length();
-        let sealed_length =
-            sealed_length(length).ok_or_else(|| FlowError::Body("it is too long to be sealed".into()))?;
         // Nobody makes a file's part of a body that is to be sealed.
         let whole =
             feed.into_body().ok_or_else(|| FlowError::Body("it is not read, and so not sealed".into()))?;
-        let feed = Feed::body(sealed(whole, length, keys), sealed_length);
+        let feed = Feed::sealed(whole, length, keys);
+        let feed = feed.ok_or_else(|| FlowError::Body("it is too long to be sealed".into()))?;
         Ok(Download { shared, offer, feed, _share })
     }
 

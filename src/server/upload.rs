@@ -188,7 +188,10 @@ impl Shared {
             tracing::warn!(peer = %http.peer(), %error, "no RDMA connection to the client");
             connect_failure(&error)
         })?;
-        let limits = self.config.limits();
+        let limits = match opener {
+            Some(_) => self.config.limits().in_records(),
+            None => self.config.limits(),
+        };
         let coming = match offer.mode {
             Mode::ClientWrites => match self.show_ring(&kept, id, bytes, limits).await {
                 Ok(ring) => Coming::Written(ring),
@@ -220,7 +223,7 @@ impl Shared {
             tracing::warn!(%error, "no RDMA for this transfer");
             error.reason().unwrap_or(Reason::FABRIC)
         };
-        let room = bytes.min(self.config.window_bytes());
+        let room = bytes.min((limits.chunk as u64).saturating_mul(limits.window as u64));
         let length = usize::try_from(room).unwrap_or(usize::MAX);
         let sink = kept.link.buffers.sink(length, Access::REMOTE_WRITE).map_err(FlowError::Register);
         let sink = sink.map_err(failed)?;
