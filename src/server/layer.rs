@@ -17,7 +17,7 @@ use super::{HttpConnection, RdmaConfig, respond};
 use crate::events::{Event, Recorder};
 use crate::fabric::{BoxFuture, Fabric};
 pub use crate::flow::BoxError;
-use crate::header::{Asked, Mode, Reason};
+use crate::header::{Asked, Mode, RDMA, Reason};
 use crate::memory::Budget;
 
 /// The body of every response that passes the layer.
@@ -126,6 +126,16 @@ where
 
     fn call(&mut self, mut request: Request<ReqBody>) -> Self::Future {
         let shared = self.shared.clone();
+        if !request.headers().contains_key(RDMA) {
+            // All that is added to such a request is that it is counted: it must cost next to nothing.
+            let exchange = shared.tell_request(&request);
+            let answer = self.inner.call(request.map(RequestBody::new));
+            return Box::pin(async move {
+                let response = answer.await?.map(respond::boxed);
+                shared.tell_response(exchange, &response);
+                Ok(response)
+            });
+        }
         // The one that was polled ready is the one to call.
         let next = self.inner.clone();
         let mut inner = std::mem::replace(&mut self.inner, next);
