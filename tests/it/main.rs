@@ -4,6 +4,7 @@
 mod broken;
 mod by_hand;
 mod cli;
+mod crowd;
 mod curl;
 mod examples;
 mod flows;
