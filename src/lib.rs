@@ -15,6 +15,7 @@ pub mod in_place;
 pub mod iwarp;
 pub mod memory;
 pub mod message;
+mod reach;
 pub mod seal;
 pub mod server;
 pub mod tls;

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use clap::error::ErrorKind;
 use clap_complete::Shell;
+use ipnet::IpNet;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
@@ -130,9 +131,9 @@ impl Common {
 
     /// Opens the fabric, and makes sure that it can do what `--memory` wants. The error is the program's exit code, and what
     /// the user reads.
-    pub(super) fn open_fabric(&self) -> Result<Arc<dyn Fabric>, (u8, String)> {
+    pub(super) fn open_fabric(&self, soft: SoftOptions) -> Result<Arc<dyn Fabric>, (u8, String)> {
         let fabric = match self.fabric {
-            FabricName::Soft => Ok(Arc::new(SoftFabric::new(SoftOptions::default())) as Arc<dyn Fabric>),
+            FabricName::Soft => Ok(Arc::new(SoftFabric::new(soft)) as Arc<dyn Fabric>),
             FabricName::Siw => kernel_fabric(FabricKind::Siw),
             FabricName::Rxe => kernel_fabric(FabricKind::Rxe),
         };
@@ -226,6 +227,14 @@ impl Signals {
             _ = self.1.recv() => 15,
         }
     }
+}
+
+/// `10.0.0.0/24`, or an address alone.
+pub(super) fn network(text: &str) -> Result<IpNet, String> {
+    let address = || text.parse().map(|ip: std::net::IpAddr| IpNet::from(ip));
+    text.parse()
+        .or_else(|_| address())
+        .map_err(|_| "expected a network such as 10.0.0.0/24, or an address".into())
 }
 
 /// A duration in seconds, `0.5` or `10`; not zero, at most a year.

@@ -10,16 +10,18 @@ use std::time::Duration;
 
 use clap::{CommandFactory, Parser};
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
+use ipnet::IpNet;
 use url::Url;
 
 use super::common::{
-    Common, Documents, OnOff, Signals, USAGE, block_on, bytes, parse, print_document, seconds,
+    Common, Documents, OnOff, Signals, USAGE, block_on, bytes, network, parse, print_document, seconds,
 };
 use super::jobs::{self, Job, is_stdout, shown};
 use super::verbose::Verbose;
 use crate::channel::ReceiveError;
 use crate::client::{Advertise, Client, ClientError, ClientTls, Connect, Options, Pool, PoolOptions};
 use crate::events::{Event, Recorder};
+use crate::fabric::soft::SoftOptions;
 use crate::flow::FlowError;
 use crate::header::Mode;
 
@@ -165,6 +167,16 @@ pub(super) struct Args {
     /// Accept RDMA connections here; by default on the HTTP connection's own address, any port
     #[arg(long, value_name = "ADDR:PORT", env = "RDMA_FETCH_RDMA_LISTEN")]
     rdma_listen: Option<SocketAddr>,
+
+    /// Connect by RDMA also to these networks or addresses, where the server says so, not only to where HTTP goes
+    #[arg(
+        long,
+        value_name = "CIDR",
+        value_parser = network,
+        value_delimiter = ',',
+        env = "RDMA_FETCH_ALLOW_RDMA_TO"
+    )]
+    allow_rdma_to: Vec<IpNet>,
 
     /// Tell the server this address instead of where RDMA connections are accepted
     #[arg(long, value_name = "ADDR[:PORT]", env = "RDMA_FETCH_ADVERTISE")]
@@ -315,6 +327,7 @@ impl Args {
             timeout: self.timeout,
             listen: self.rdma_listen,
             advertise: self.advertise,
+            allow: self.allow_rdma_to.clone(),
             crc: self.common.crc == OnOff::On,
             mode: match self.mode {
                 ModeName::Auto | ModeName::Plain => None,
@@ -332,7 +345,9 @@ impl Args {
             memory: self.common.memory.strategy(),
             ..Options::default()
         };
-        let fabric = (self.mode != ModeName::Plain).then(|| self.common.open_fabric()).transpose();
+        let fabric = (self.mode != ModeName::Plain)
+            .then(|| self.common.open_fabric(SoftOptions::default()))
+            .transpose();
         let fabric = fabric.map_err(|(code, error)| Failure(code, error))?;
         let client = Client::new(fabric, options, recorder.clone());
         Ok(if self.verbose { client.with_observer(Arc::new(Verbose)) } else { client })

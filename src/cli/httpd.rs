@@ -12,11 +12,12 @@ use tokio::net::TcpListener;
 use tower::Layer;
 
 use super::common::{
-    Common, Documents, OnOff, Signals, USAGE, block_on, bytes, print_document, report, seconds,
+    Common, Documents, OnOff, Signals, USAGE, block_on, bytes, network, print_document, report, seconds,
 };
 use super::settings::{Settings, SettingsError};
 use crate::events::{Event, Recorder};
-use crate::server::{Files, RdmaConfig, RdmaLayer, ServeOptions, serve};
+use crate::fabric::soft::SoftOptions;
+use crate::server::{Files, Limit, Metrics, RdmaConfig, RdmaLayer, ServeOptions, serve};
 use crate::tls::ServerTls;
 
 /// Serves the files under a directory over HTTP, by RDMA to whoever offers memory for them
@@ -55,11 +56,11 @@ struct Args {
     listen: SocketAddr,
 
     /// Serve https with this certificate, and what vouches for it (PEM). Bodies that go by RDMA are sealed then
-    #[arg(long, value_name = "FILE", requires = "tls_key", env = "RDMA_HTTPD_TLS_CERT")]
+    #[arg(long, value_name = "FILE", env = "RDMA_HTTPD_TLS_CERT")]
     tls_cert: Option<PathBuf>,
 
     /// The certificate's private key (PEM)
-    #[arg(long, value_name = "FILE", requires = "tls_cert", env = "RDMA_HTTPD_TLS_KEY")]
+    #[arg(long, value_name = "FILE", env = "RDMA_HTTPD_TLS_KEY")]
     tls_key: Option<PathBuf>,
 
     /// Read settings from a TOML file
@@ -142,15 +143,35 @@ struct Args {
     )]
     max_registered_per_peer: u64,
 
-    /// HTTP connections at once
+    /// HTTP connections at once; a further one takes the place of the one that has waited longest for a request
     #[arg(
         long,
         value_name = "N",
         default_value = "1024",
-        value_parser = clap::value_parser!(u32).range(1..=1_000_000),
+        value_parser = count,
         env = "RDMA_HTTPD_MAX_CONNECTIONS"
     )]
-    max_connections: u32,
+    max_connections: usize,
+
+    /// HTTP connections at once from one client address; by default as many as in all
+    #[arg(long, value_name = "N", value_parser = count, env = "RDMA_HTTPD_MAX_CONNECTIONS_PER_PEER")]
+    max_connections_per_peer: Option<usize>,
+
+    /// Clients that may wait to make an RDMA connection, having been told where (--rdma-listen)
+    #[arg(long, value_name = "N", default_value = "4096", value_parser = count, env = "RDMA_HTTPD_MAX_INTRODUCTIONS")]
+    max_introductions: usize,
+
+    /// RDMA connections that are being made by clients; --fabric soft only
+    #[arg(long, value_name = "N", default_value = "128", value_parser = count, env = "RDMA_HTTPD_MAX_HALF_OPEN")]
+    max_half_open: usize,
+
+    /// Registered regions at once; --fabric soft only, devices have limits of their own
+    #[arg(long, value_name = "N", default_value = "65536", value_parser = count, env = "RDMA_HTTPD_MAX_REGIONS")]
+    max_regions: usize,
+
+    /// Bytes of a file that is put here
+    #[arg(long, value_name = "BYTES", default_value = "1TiB", value_parser = bytes, env = "RDMA_HTTPD_MAX_UPLOAD")]
+    max_upload: u64,
 
     /// How long an RDMA connection may take; then the body goes over TCP
     #[arg(
@@ -162,7 +183,7 @@ struct Args {
     )]
     connect_timeout: Duration,
 
-    /// How long a client may take nothing before its transfer is given up
+    /// How long a client may take nothing, or send nothing of a body, before it is given up
     #[arg(
         long,
         value_name = "SECONDS",
@@ -171,6 +192,20 @@ struct Args {
         env = "RDMA_HTTPD_STALL_TIMEOUT"
     )]
     stall_timeout: Duration,
+
+    /// Bytes a second that a client must take, or send of a body, while it is waited for, over each --stall-timeout
+    #[arg(long, value_name = "BYTES", default_value = "100", value_parser = bytes, env = "RDMA_HTTPD_MIN_RATE")]
+    min_rate: u64,
+
+    /// How long a request's head may take from its first byte, and a TLS handshake
+    #[arg(
+        long,
+        value_name = "SECONDS",
+        default_value = "10",
+        value_parser = seconds,
+        env = "RDMA_HTTPD_HEAD_TIMEOUT"
+    )]
+    head_timeout: Duration,
 
     /// How long a connection may stay without a request
     #[arg(
@@ -247,7 +282,7 @@ async fn run(args: &Args, recorder: Recorder) -> Result<ExitCode, String> {
         return Err(format!("--root {}: not a directory", root.display()));
     }
     let mut signals = Signals::new().map_err(|error| format!("no signals: {error}"))?;
-    let fabric = match args.common.open_fabric() {
+    let fabric = match args.common.open_fabric(args.soft()) {
         Ok(fabric) => fabric,
         Err((code, error)) => {
             eprintln!("rdma-httpd: {error}");
@@ -273,7 +308,8 @@ async fn run(args: &Args, recorder: Recorder) -> Result<ExitCode, String> {
         }
         None => None,
     };
-    let files = layer.layer(Files::new(root, args.chunk_size.min(1 << 20), args.allow_upload));
+    let files = Files::new(root, args.chunk_size.min(1 << 20), args.allow_upload);
+    let files = layer.layer(files.with_max_upload(args.max_upload));
 
     // With `--events -` standard output belongs to the events, which say the same.
     if args.common.events.as_ref().is_none_or(|path| path.as_os_str() != "-") {
@@ -285,7 +321,8 @@ async fn run(args: &Args, recorder: Recorder) -> Result<ExitCode, String> {
     recorder.record(Event::Listening { address });
 
     let (stop, stopped) = tokio::sync::oneshot::channel();
-    let served = serve(listener, files, args.http(tls), stopped);
+    args.tell(&layer.metrics());
+    let served = serve(listener, files, args.http(tls, layer.metrics()), stopped);
     // Until all is over: a shutdown can be watched.
     let served = async move {
         served.await;
@@ -307,8 +344,14 @@ async fn run(args: &Args, recorder: Recorder) -> Result<ExitCode, String> {
 }
 
 impl Args {
-    /// A transfer must fit the limits, or nothing long would ever go by RDMA.
+    /// What only all settings together tell. A transfer must fit the limits, or nothing long would ever go by RDMA.
     fn check_limits(&self) -> Result<(), String> {
+        // Each may come from a source of its own, so that the parser cannot say this.
+        match (&self.tls_cert, &self.tls_key) {
+            (Some(_), None) => return Err("--tls-cert without --tls-key: https takes both".into()),
+            (None, Some(_)) => return Err("--tls-key without --tls-cert: https takes both".into()),
+            _ => {}
+        }
         let one = (self.chunk_size as u64).saturating_mul(self.window.into());
         for (flag, limit) in [
             ("--max-registered", self.max_registered),
@@ -333,6 +376,8 @@ impl Args {
             max_registered_per_peer: self.max_registered_per_peer,
             connect_timeout: self.connect_timeout,
             stall_timeout: self.stall_timeout,
+            min_rate: self.min_rate,
+            max_introductions: self.max_introductions,
             allow: self.allow_rdma_to.clone(),
             crc: self.common.crc == OnOff::On,
             memory: self.common.memory.strategy(),
@@ -347,23 +392,42 @@ impl Args {
             .map_err(|error| format!("--tls-cert, --tls-key: {error}"))
     }
 
-    fn http(&self, tls: Option<ServerTls>) -> ServeOptions {
+    fn soft(&self) -> SoftOptions {
+        SoftOptions {
+            half_open: self.max_half_open,
+            backlog: self.max_half_open,
+            request_timeout: self.connect_timeout,
+            max_regions: self.max_regions,
+            ..SoftOptions::default()
+        }
+    }
+
+    /// Tells of the limits that neither the layer nor the accept loop knows.
+    fn tell(&self, metrics: &Metrics) {
+        metrics.limit("max-upload", Limit::Bytes(self.max_upload));
+        metrics.limit("max-regions", Limit::Number(self.max_regions));
+        metrics.limit("max-half-open", Limit::Number(self.max_half_open));
+    }
+
+    fn http(&self, tls: Option<ServerTls>, metrics: Metrics) -> ServeOptions {
         ServeOptions {
-            max_connections: usize::try_from(self.max_connections).unwrap_or(usize::MAX),
+            max_connections: self.max_connections,
+            max_connections_per_peer: self.max_connections_per_peer.unwrap_or(self.max_connections),
             idle_timeout: self.idle_timeout,
+            head_timeout: self.head_timeout,
             stall_timeout: self.stall_timeout,
+            min_rate: self.min_rate,
             grace: self.shutdown_timeout,
             tls,
+            metrics: Some(metrics),
         }
     }
 }
 
-/// `10.0.0.0/24`, or an address alone.
-fn network(text: &str) -> Result<IpNet, String> {
-    let address = || text.parse().map(|ip: std::net::IpAddr| IpNet::from(ip));
-    text.parse()
-        .or_else(|_| address())
-        .map_err(|_| "expected a network such as 10.0.0.0/24, or an address".into())
+/// How many there may be of something.
+fn count(text: &str) -> Result<usize, String> {
+    let number = text.parse().ok().filter(|number| (1..=1 << 22).contains(number));
+    number.ok_or_else(|| format!("expected a number from 1 to {}", 1 << 22))
 }
 
 /// Bytes of a Write: what a buffer may reasonably have.

@@ -328,7 +328,10 @@ impl HttpConnection {
         };
         let wanted = Message::Done { id, bytes };
         let result = match message {
-            Ok(message) if message == wanted => Ok(sink.take(usize::try_from(bytes).unwrap_or(usize::MAX))?),
+            Ok(message) if message == wanted => match sink.holds(bytes) {
+                Ok(()) => Ok(sink.take(usize::try_from(bytes).unwrap_or(usize::MAX))?),
+                Err(error) => Err(ClientError::Protocol(error.to_string())),
+            },
             Ok(message) => {
                 Err(ClientError::Protocol(format!("it sent {message:?} where {wanted:?} was due")))
             }

@@ -18,6 +18,8 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use ipnet::IpNet;
+
 use crate::events::Recorder;
 use crate::fabric::Fabric;
 use crate::flow::Limits;
@@ -47,6 +49,8 @@ pub struct Options {
     pub listen: Option<SocketAddr>,
     /// What to tell the server instead of where we listen, for whoever sits behind a port forwarding.
     pub advertise: Option<Advertise>,
+    /// Networks that we may connect to by RDMA where a server says so, besides the address that HTTP goes to.
+    pub allow: Vec<IpNet>,
     /// Whether to ask for CRC32c on iWARP.
     pub crc: bool,
     /// Who moves the bytes; `None` leaves it to us. A mode that does not go with a request's method is not offered.
@@ -84,6 +88,7 @@ impl Default for Options {
             timeout: Duration::from_secs(300),
             listen: None,
             advertise: None,
+            allow: Vec::new(),
             crc: true,
             mode: None,
             connect: Connect::Auto,
@@ -106,7 +111,7 @@ impl Options {
     }
 
     fn limits(&self) -> Limits {
-        Limits { chunk: self.chunk, window: self.window, stall: self.timeout }
+        Limits { chunk: self.chunk, window: self.window, stall: self.timeout, rate: 0 }
     }
 }
 

@@ -34,6 +34,11 @@ pub(super) enum NoOffer {
     Http(#[from] ClientError),
     #[error("the server takes no RDMA connections ({0})")]
     NotLetIn(Reason),
+    #[error(
+        "the server tells us to connect to {0}, which is neither its own address nor allowed (--allow-rdma-to), \
+         or a port below 1024"
+    )]
+    NotAllowed(SocketAddr),
 }
 
 impl HttpConnection {
@@ -166,7 +171,11 @@ impl HttpConnection {
         self.by_tcp(head, incoming, None).body.skip(64 << 10).await?;
         match outcome {
             Some(Outcome::Accept { port, ip, id: theirs }) if theirs == id => {
-                Ok(SocketAddr::new(ip.unwrap_or(self.peer.ip()), port))
+                let to = SocketAddr::new(ip.unwrap_or(self.peer.ip()), port);
+                match crate::reach::allowed(self.peer.ip(), to, &self.client.options.allow) {
+                    true => Ok(to),
+                    false => Err(NoOffer::NotAllowed(to)),
+                }
             }
             Some(Outcome::Fallback { reason }) => Err(NoOffer::NotLetIn(reason)),
             _ => Err(NoOffer::NotLetIn(Reason::NOT_ANSWERED)),

@@ -391,7 +391,9 @@ async fn transfer(
         Err(_) => return pending().await,
     };
     match message {
-        Message::Region { id: theirs, at, bytes } if theirs == id && bytes > 0 => {
+        Message::Region { id: theirs, at, bytes }
+            if theirs == id && bytes > 0 && at.to.checked_add(bytes - 1).is_some() =>
+        {
             let target = Target { id, at, room: bytes };
             write(link, limits, target, feed, &mut 0).await
         }

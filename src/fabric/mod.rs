@@ -199,6 +199,13 @@ pub trait RegionOps: Send + Sync + 'static {
     fn copy_in(&self, offset: usize, bytes: &[u8]) -> Result<(), FabricError>;
     /// See [`Region::copy_out`].
     fn copy_out(&self, offset: usize, bytes: &mut [u8]) -> Result<(), FabricError>;
+    /// See [`Region::is_filled`].
+    fn is_filled(&self, length: u64) -> Option<bool> {
+        let _ = length;
+        None
+    }
+    /// See [`Region::expect`].
+    fn expect(&self) {}
     /// See [`Region::deregister`].
     fn deregister(self: Box<Self>) -> Result<Vec<u8>, FabricError>;
     /// The implementation itself, so that its fabric can recognise it.
@@ -245,6 +252,17 @@ impl Region {
     /// As [`copy_in`](Self::copy_in).
     pub fn copy_out(&self, offset: usize, bytes: &mut [u8]) -> Result<(), FabricError> {
         self.0.copy_out(offset, bytes)
+    }
+
+    /// Whether the peer has placed all of the first `length` bytes since the registration, or since [`Self::expect`];
+    /// `None` where the fabric does not know. A device tells nobody what it places, so there one must take the peer's word.
+    pub fn is_filled(&self, length: u64) -> Option<bool> {
+        self.0.is_filled(length)
+    }
+
+    /// From here on [`Self::is_filled`] counts anew.
+    pub fn expect(&self) {
+        self.0.expect();
     }
 
     /// Ends the registration and hands the memory back. From the moment this is called no peer can touch it: later

@@ -29,6 +29,7 @@ where
     let mut regions: VecDeque<(u64, Source)> = first.into_iter().map(|first| (shown, first)).collect();
     let window = limits.window.min(MOST_REGIONS);
     let mut ended = false;
+    let mut pace = limits.pace();
     while *read < length {
         if shown < length && regions.len() < window {
             let load = tokio::select! {
@@ -41,16 +42,23 @@ where
             let bytes = source.length() as u64;
             shown += bytes;
             regions.push_back((shown, source));
-            limits.completed(link.channel.send(Message::Region { id, at, bytes })).await?;
+            pace.completed(link.channel.send(Message::Region { id, at, bytes })).await?;
             continue;
         }
         if shown == length && !ended {
             feed.end().await.map_err(FlowError::Body)?;
             ended = true;
         }
-        match limits.receive(&link.channel).await? {
+        match pace.receive(&link.channel).await? {
             message @ Message::Credit { id: theirs, bytes } => {
-                *read = checked(message, (theirs, bytes), id, *read, shown)?;
+                let before = std::mem::replace(read, checked(message, (theirs, bytes), id, *read, shown)?);
+                pace.moved(*read - before);
+                // It has all of a region, or it has nothing to say.
+                if !regions.iter().any(|(end, _)| *end == bytes) {
+                    return Err(FlowError::Protocol(format!(
+                        "its Credit of {bytes} is in the middle of a region"
+                    )));
+                }
             }
             // As long as nothing is read; what is, is not given back.
             Message::Decline { id: theirs } if theirs == id && *read == 0 => return Err(FlowError::Declined),

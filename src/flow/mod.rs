@@ -11,6 +11,7 @@
 mod expose;
 mod feed;
 mod gather;
+mod pace;
 mod pull;
 mod ring;
 mod unfold;
@@ -18,11 +19,10 @@ mod write;
 
 use std::time::Duration;
 
-use tokio::time::timeout;
-
 pub use expose::expose;
 pub(crate) use feed::to_bytes;
 pub use feed::{Feed, FilePart, Unread};
+pub(crate) use pace::Pace;
 pub use pull::Pull;
 pub use ring::Ring;
 pub use unfold::Unfold;
@@ -64,6 +64,8 @@ pub struct Limits {
     pub window: usize,
     /// For each wait for the peer.
     pub stall: Duration,
+    /// Bytes a second that the peer must move while it is waited for, over each `stall` of waiting.
+    pub rate: u64,
 }
 
 /// Why a transfer broke off after it had begun.
@@ -75,8 +77,8 @@ pub enum FlowError {
     /// The connection's, or the peer's.
     #[error("the RDMA connection was lost: {0}")]
     Lost(FabricError),
-    /// The peer does nothing.
-    #[error("the peer took nothing for {0:?}")]
+    /// The peer does nothing, or too little.
+    #[error("the peer took nothing for {0:?}, or too little")]
     Stalled(Duration),
     /// No memory could be registered.
     #[error("a buffer could not be registered: {0}")]
@@ -124,21 +126,9 @@ impl Limits {
         }
     }
 
-    async fn completed(
-        &self,
-        completion: impl Future<Output = Result<(), FabricError>>,
-    ) -> Result<(), FlowError> {
-        match timeout(self.stall, completion).await {
-            Ok(result) => result.map_err(FlowError::Lost),
-            Err(_) => Err(FlowError::Stalled(self.stall)),
-        }
-    }
-
-    async fn receive(&self, channel: &Channel) -> Result<Message, FlowError> {
-        match timeout(self.stall, channel.receive()).await {
-            Ok(message) => Ok(message?),
-            Err(_) => Err(FlowError::Stalled(self.stall)),
-        }
+    /// How a transfer's peer is waited for.
+    pub(crate) fn pace(&self) -> Pace {
+        Pace::new(self.stall, self.rate)
     }
 }
 

@@ -3,9 +3,8 @@
 use std::collections::VecDeque;
 
 use bytes::Bytes;
-use tokio::time::timeout;
 
-use super::{FlowError, Limits, Link, MOST_REGIONS};
+use super::{FlowError, Limits, Link, MOST_REGIONS, Pace};
 use crate::fabric::{Access, BoxFuture, FabricError, RemoteAddress};
 use crate::header::{Advert, TransferId};
 use crate::memory::Sink;
@@ -24,6 +23,7 @@ pub struct Pull {
     /// What is to be said and handed out next, so that a wait that is given up loses neither.
     owed: Option<Message>,
     ready: Option<Bytes>,
+    pace: Option<Pace>,
 }
 
 /// What is left of a region.
@@ -56,6 +56,7 @@ impl Pull {
             reads: VecDeque::new(),
             owed: None,
             ready: None,
+            pace: None,
         }
     }
 
@@ -67,9 +68,21 @@ impl Pull {
     /// The next bytes, at most `limits.chunk`; `None` at the end. On an error the connection must be dropped. A wait
     /// that is given up loses nothing.
     pub async fn next(&mut self, link: &Link, limits: Limits) -> Result<Option<Bytes>, FlowError> {
+        let mut pace = self.pace.take().unwrap_or_else(|| limits.pace());
+        let next = self.wait_next(link, limits, &mut pace).await;
+        self.pace = Some(pace);
+        next
+    }
+
+    async fn wait_next(
+        &mut self,
+        link: &Link,
+        limits: Limits,
+        pace: &mut Pace,
+    ) -> Result<Option<Bytes>, FlowError> {
         loop {
             if let Some(credit) = self.owed.take() {
-                limits.completed(link.channel.send(credit)).await?;
+                pace.completed(link.channel.send(credit)).await?;
             }
             if let Some(bytes) = self.ready.take() {
                 return Ok(Some(bytes));
@@ -80,15 +93,13 @@ impl Pull {
             }
             let more = self.told < self.length && self.regions.len() < MOST_REGIONS;
             let Some(read) = self.reads.front_mut() else {
-                let message = limits.receive(&link.channel).await?;
+                let message = pace.receive(&link.channel).await?;
                 self.tell(message)?;
                 continue;
             };
             tokio::select! {
                 biased;
-                done = timeout(limits.stall, &mut read.completion) => {
-                    done.map_err(|_| FlowError::Stalled(limits.stall))?.map_err(FlowError::Lost)?;
-                }
+                done = pace.completed(&mut read.completion) => done?,
                 message = link.channel.receive(), if more => {
                     self.tell(message?)?;
                     continue;
@@ -98,6 +109,7 @@ impl Pull {
             let length = sink.length();
             let bytes = sink.take(length).map_err(FlowError::Lost)?;
             self.taken += length as u64;
+            pace.moved(length as u64);
             self.owed = last.then_some(Message::Credit { id: self.id, bytes: self.taken });
             self.ready = Some(bytes.into());
         }
@@ -112,7 +124,8 @@ impl Pull {
             let sink = link.buffers.sink(length, Access::LOCAL_WRITE).map_err(FlowError::Register)?;
             let completion = link.channel.read(sink.region(), length, part.at);
             part.left -= length as u64;
-            part.at.to += length as u64;
+            // A region may end where the offsets do.
+            part.at.to = part.at.to.wrapping_add(length as u64);
             self.asked += length as u64;
             let last = part.left == 0;
             self.reads.push_back(Read { completion, sink, last });
@@ -129,7 +142,7 @@ impl Pull {
                 if id == self.id
                     && bytes > 0
                     && bytes <= self.length - self.told
-                    && at.to.checked_add(bytes).is_some() =>
+                    && at.to.checked_add(bytes - 1).is_some() =>
             {
                 self.told += bytes;
                 self.regions.push_back(Part { at, left: bytes });

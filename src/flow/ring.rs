@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 
-use super::{FlowError, Limits, Link, STEPS, checked};
+use super::{FlowError, Limits, Link, Pace, STEPS, checked};
 use crate::header::TransferId;
 use crate::memory::Sink;
 use crate::message::Message;
@@ -17,12 +17,13 @@ pub struct Ring {
     taken: u64,
     credited: u64,
     done: bool,
+    pace: Option<Pace>,
 }
 
 impl Ring {
     /// A body of `length` bytes on its way into `sink`.
     pub fn new(id: TransferId, sink: Sink, length: u64) -> Self {
-        Self { id, sink, length, written: 0, taken: 0, credited: 0, done: length == 0 }
+        Self { id, sink, length, written: 0, taken: 0, credited: 0, done: length == 0, pace: None }
     }
 
     /// Bytes that are taken out.
@@ -33,16 +34,29 @@ impl Ring {
     /// The next bytes, at most `limits.chunk`; `None` at the end. On an error the connection must be dropped. A wait
     /// that is given up loses nothing.
     pub async fn next(&mut self, link: &Link, limits: Limits) -> Result<Option<Bytes>, FlowError> {
+        let mut pace = self.pace.take().unwrap_or_else(|| limits.pace());
+        let next = self.wait_next(link, limits, &mut pace).await;
+        self.pace = Some(pace);
+        next
+    }
+
+    async fn wait_next(
+        &mut self,
+        link: &Link,
+        limits: Limits,
+        pace: &mut Pace,
+    ) -> Result<Option<Bytes>, FlowError> {
         let room = self.sink.length() as u64;
         if self.taken - self.credited >= room.div_ceil(STEPS) {
-            self.credit(link, limits).await?;
+            self.credit(link, pace).await?;
         }
         while self.taken == self.written {
             if self.done {
                 return Ok(None);
             }
-            self.credit(link, limits).await?;
-            match limits.receive(&link.channel).await? {
+            self.credit(link, pace).await?;
+            let before = self.written;
+            match pace.receive(&link.channel).await? {
                 message @ Message::Progress { id, bytes } => {
                     let limit = self.length.min(self.taken.saturating_add(room));
                     self.written = checked(message, (id, bytes), self.id, self.written, limit)?;
@@ -59,6 +73,10 @@ impl Ring {
                     return Err(FlowError::Protocol(format!("it sent {other:?} where {due:?} was due")));
                 }
             }
+            pace.moved(self.written - before);
+            // What it wrote round and round can only be held against it the first time.
+            let told = self.sink.holds(self.written.min(room));
+            told.map_err(|error| FlowError::Protocol(error.to_string()))?;
         }
         let offset = self.taken % room;
         let count = (self.written - self.taken).min(room - offset).min(limits.chunk as u64);
@@ -70,11 +88,11 @@ impl Ring {
     }
 
     /// Tells what may be written over, unless all that is to come fits anyway.
-    async fn credit(&mut self, link: &Link, limits: Limits) -> Result<(), FlowError> {
+    async fn credit(&mut self, link: &Link, pace: &mut Pace) -> Result<(), FlowError> {
         if self.taken > self.credited && self.length - self.credited > self.sink.length() as u64 {
             self.credited = self.taken;
             let message = Message::Credit { id: self.id, bytes: self.taken };
-            limits.completed(link.channel.send(message)).await?;
+            pace.completed(link.channel.send(message)).await?;
         }
         Ok(())
     }

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use http_body::Body;
 use tokio::time::timeout;
 
-use super::{BoxError, Feed, FlowError, Limits, Link, STEPS, checked};
+use super::{BoxError, Feed, FlowError, Limits, Link, Pace, STEPS, checked};
 use crate::fabric::{Access, BoxFuture, FabricError, RemoteAddress};
 use crate::header::TransferId;
 use crate::memory::{Load, Source};
@@ -39,8 +39,8 @@ where
     B::Error: Into<BoxError>,
 {
     let length = feed.length();
-    let mut writer =
-        Writer { link, limits, target, window: VecDeque::new(), posted: 0, told: 0, credit: 0, written };
+    let (pace, window) = (limits.pace(), VecDeque::new());
+    let mut writer = Writer { link, limits, pace, target, window, posted: 0, told: 0, credit: 0, written };
     // A body that fits needs no room made; one that does not leaves some for what is on its way.
     let chunk = match usize::try_from(target.room.div_ceil(4).max(1)) {
         Ok(quarter) if length > target.room => limits.chunk.min(quarter),
@@ -70,12 +70,13 @@ where
     while !writer.window.is_empty() {
         writer.complete_oldest().await?;
     }
-    limits.completed(link.channel.send(Message::Done { id: target.id, bytes: length })).await
+    writer.pace.completed(link.channel.send(Message::Done { id: target.id, bytes: length })).await
 }
 
 struct Writer<'a> {
     link: &'a Link,
     limits: Limits,
+    pace: Pace,
     target: Target,
     window: VecDeque<InFlight>,
     posted: u64,
@@ -113,7 +114,7 @@ impl Writer<'_> {
         if self.posted + bytes > self.credit.saturating_add(room) {
             self.tell().await?;
             while self.posted + bytes > self.credit + room {
-                match self.limits.receive(&self.link.channel).await? {
+                match self.pace.receive(&self.link.channel).await? {
                     message @ Message::Credit { id: theirs, bytes } => {
                         self.credit = checked(message, (theirs, bytes), id, self.credit, self.posted)?;
                     }
@@ -142,14 +143,15 @@ impl Writer<'_> {
         if self.posted > self.told {
             self.told = self.posted;
             let progress = Message::Progress { id: self.target.id, bytes: self.posted };
-            self.limits.completed(self.link.channel.send(progress)).await?;
+            self.pace.completed(self.link.channel.send(progress)).await?;
         }
         Ok(())
     }
 
     async fn complete_oldest(&mut self) -> Result<(), FlowError> {
         if let Some((completion, source)) = self.window.pop_front() {
-            self.limits.completed(completion).await?;
+            self.pace.completed(completion).await?;
+            self.pace.moved(source.length() as u64);
             *self.written += source.length() as u64;
         }
         Ok(())

@@ -41,6 +41,13 @@ pub struct Exhausted {
     setting: &'static str,
 }
 
+impl Exhausted {
+    /// The limit that was met, by the name of its flag.
+    pub fn setting(&self) -> &'static str {
+        self.setting.trim_start_matches('-')
+    }
+}
+
 impl Budget {
     /// At most `total` bytes, and `per_peer` for any one address.
     pub fn new(total: u64, per_peer: u64) -> Self {

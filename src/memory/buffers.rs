@@ -40,7 +40,7 @@ pub struct Buffers(Arc<Shared>);
 
 struct Shared {
     // Before the teller, so that all is released when the figures are told.
-    free: Mutex<Vec<(Access, Registered)>>,
+    free: Mutex<Vec<Free>>,
     /// What was registered before it was needed.
     prepared: Mutex<Vec<(Access, usize)>>,
     pd: Pd,
@@ -77,8 +77,22 @@ pub struct Sink {
 struct Buffer {
     region: Option<Registered>,
     access: Access,
+    /// Bytes from the beginning that were put into it: the rest is zeros.
+    used: usize,
     home: Arc<Shared>,
 }
+
+/// A region that waits for its next use.
+struct Free {
+    access: Access,
+    used: usize,
+    region: Registered,
+}
+
+/// The peer says that it has written what it has not.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("it says that {0} bytes are written, and not all of them are")]
+pub struct NotWritten(u64);
 
 impl Buffers {
     /// Memory of connections in `pd`, in buffers of `size` bytes where they are kept; `most` of them are kept.
@@ -126,7 +140,8 @@ impl Buffers {
         }
         // None of them is free before all are there; then all of them are.
         let made: Result<Vec<Sink>, FabricError> = (0..count).map(|_| self.sink(length, access)).collect();
-        made.map(drop)
+        // Nothing was put into them.
+        made.map(|made| made.into_iter().for_each(|mut sink| sink.buffer.used = 0))
     }
 
     /// The same for bytes that are to be sent: as many buffers as may be in flight.
@@ -142,21 +157,25 @@ impl Buffers {
                 let region =
                     Registered::file(&self.0.pd, file, offset, length as u64, &self.0.teller.recorder)?;
                 self.0.teller.registered(length);
-                Ok(Source { buffer: self.buffer(region, access), length })
+                Ok(Source { buffer: self.buffer(region, access, length), length })
             }
             Load::Bytes(bytes) if self.0.strategy.keeps_buffers() && length <= self.0.size => {
-                let region = match self.0.take(KEPT_SOURCE, length) {
-                    Some(region) => region,
-                    None => self.0.register(vec![0; self.0.size], KEPT_SOURCE)?,
+                let (region, used) = match self.0.take(KEPT_SOURCE, length) {
+                    Some(free) => (free.region, free.used),
+                    None => (self.0.register(vec![0; self.0.size], KEPT_SOURCE)?, 0),
                 };
-                let source = Source { buffer: self.buffer(region, KEPT_SOURCE), length };
+                let source = Source { buffer: self.buffer(region, KEPT_SOURCE, length), length };
                 source.region().copy_in(0, &bytes)?;
+                // The peer may read all of the buffer, and shall find nothing there of the body before.
+                if used > length {
+                    source.region().copy_in(length, &vec![0; used - length])?;
+                }
                 self.copied(length);
                 Ok(source)
             }
             Load::Bytes(bytes) => {
                 let region = self.0.register(bytes, access)?;
-                Ok(Source { buffer: self.buffer(region, access), length })
+                Ok(Source { buffer: self.buffer(region, access, length), length })
             }
         }
     }
@@ -165,7 +184,10 @@ impl Buffers {
     pub fn sink(&self, length: usize, access: Access) -> Result<Sink, FabricError> {
         let kept = if self.0.strategy.keeps_buffers() { self.0.take(access, length) } else { None };
         let region = match kept {
-            Some(region) => region,
+            Some(free) => {
+                free.region.as_region().expect();
+                free.region
+            }
             None => {
                 let mut memory: Vec<u8> = Vec::new();
                 memory.try_reserve_exact(length).map_err(|_| {
@@ -176,11 +198,11 @@ impl Buffers {
                 self.0.register(vec![0; length], access)?
             }
         };
-        Ok(Sink { buffer: self.buffer(region, access), length })
+        Ok(Sink { buffer: self.buffer(region, access, length), length })
     }
 
-    fn buffer(&self, region: Registered, access: Access) -> Buffer {
-        Buffer { region: Some(region), access, home: self.0.clone() }
+    fn buffer(&self, region: Registered, access: Access, used: usize) -> Buffer {
+        Buffer { region: Some(region), access, used, home: self.0.clone() }
     }
 
     fn copied(&self, bytes: usize) {
@@ -192,14 +214,14 @@ impl Buffers {
 const KEPT_SOURCE: Access = Access::REMOTE_READ;
 
 impl Shared {
-    fn free(&self) -> MutexGuard<'_, Vec<(Access, Registered)>> {
+    fn free(&self) -> MutexGuard<'_, Vec<Free>> {
         self.free.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn take(&self, access: Access, length: usize) -> Option<Registered> {
+    fn take(&self, access: Access, length: usize) -> Option<Free> {
         let mut free = self.free();
-        let at = free.iter().position(|(a, region)| *a == access && region.as_region().len() >= length)?;
-        Some(free.swap_remove(at).1)
+        let at = free.iter().position(|f| f.access == access && f.region.as_region().len() >= length)?;
+        Some(free.swap_remove(at))
     }
 
     fn register(&self, memory: Vec<u8>, access: Access) -> Result<Registered, FabricError> {
@@ -257,7 +279,7 @@ impl Drop for Buffer {
             // A sink and as many sources as are in flight.
             if free.len() <= self.home.most {
                 self.home.teller.pinned.fetch_add(region.as_region().len() as u64, Ordering::Relaxed);
-                free.push((self.access, region));
+                free.push(Free { access: self.access, used: self.used, region });
             }
         }
     }
@@ -284,6 +306,15 @@ impl Sink {
     /// Bytes that may arrive.
     pub fn length(&self) -> usize {
         self.length
+    }
+
+    /// Holds what the peer says to have written, from the beginning, against what has been placed, where that is known.
+    /// What was never written would be zeros, or what lay there before.
+    pub fn holds(&self, length: u64) -> Result<(), NotWritten> {
+        match self.region().is_filled(length) {
+            Some(false) => Err(NotWritten(length)),
+            _ => Ok(()),
+        }
     }
 
     /// Copies bytes out, which stay where they are.

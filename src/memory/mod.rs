@@ -13,7 +13,7 @@ mod buffers;
 mod registered;
 
 pub use budget::{Budget, Exhausted, Share};
-pub use buffers::{Buffers, Load, Sink, Source};
+pub use buffers::{Buffers, Load, NotWritten, Sink, Source};
 pub use registered::Registered;
 
 /// How bytes get registered.

@@ -13,38 +13,71 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use nix::sys::socket::{setsockopt, sockopt};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tower::{Service, ServiceExt};
 
-use super::HttpConnection;
 use super::layer::BoxError;
+use super::metrics::Limit;
+use super::rooms::{Room, Rooms};
+use super::watched::{Answer, Watched};
+use super::{HttpConnection, Metrics};
+use crate::flow::Pace;
 use crate::tls::ServerTls;
 
 /// Limits of [`serve`].
 #[derive(Clone, Debug)]
 pub struct ServeOptions {
-    /// HTTP connections at once; more wait to be accepted.
+    /// HTTP connections at once. A further one takes the place of the one that has waited longest for a request; it waits
+    /// while all are busy.
     pub max_connections: usize,
+    /// The same for one client's address; while all of its own are busy a further one is closed.
+    pub max_connections_per_peer: usize,
     /// For a request's head to come, counted from the one before.
     pub idle_timeout: Duration,
-    /// For a peer to acknowledge, or make room for, what was sent to it (TCP_USER_TIMEOUT).
+    /// For a request's head to come, counted from its first byte.
+    pub head_timeout: Duration,
+    /// For a peer to acknowledge, or make room for, what was sent to it.
     pub stall_timeout: Duration,
+    /// Bytes a second that a peer must take while it is waited for, over each `stall_timeout` of waiting.
+    pub min_rate: u64,
     /// For exchanges under way, once told to stop.
     pub grace: Duration,
     /// With what to speak TLS, if at all.
     pub tls: Option<ServerTls>,
+    /// Where connections, these limits, and how often they were met are told.
+    pub metrics: Option<Metrics>,
 }
 
 impl Default for ServeOptions {
     fn default() -> Self {
         Self {
             max_connections: 1024,
+            max_connections_per_peer: 1024,
             idle_timeout: Duration::from_secs(60),
+            head_timeout: Duration::from_secs(10),
             stall_timeout: Duration::from_secs(30),
+            min_rate: 100,
             grace: Duration::from_secs(10),
             tls: None,
+            metrics: None,
+        }
+    }
+}
+
+impl ServeOptions {
+    fn tell(&self) {
+        let Some(metrics) = &self.metrics else { return };
+        for (setting, limit) in [
+            ("max-connections", Limit::Number(self.max_connections)),
+            ("max-connections-per-peer", Limit::Number(self.max_connections_per_peer)),
+            ("idle-timeout", Limit::Time(self.idle_timeout)),
+            ("head-timeout", Limit::Time(self.head_timeout)),
+            ("stall-timeout", Limit::Time(self.stall_timeout)),
+            ("shutdown-timeout", Limit::Time(self.grace)),
+        ] {
+            metrics.limit(setting, limit);
         }
     }
 }
@@ -60,34 +93,35 @@ where
 {
     let mut stop = std::pin::pin!(stop);
     let (stopping, stopped) = watch::channel(false);
-    let permits = Arc::new(Semaphore::new(options.max_connections));
+    options.tell();
+    let rooms =
+        Rooms::new(options.max_connections, options.max_connections_per_peer, options.metrics.clone());
     let mut connections = JoinSet::new();
     loop {
         let accepted = tokio::select! {
             _ = &mut stop => break,
             Some(_) = connections.join_next() => continue,
-            accepted = accept(&listener, &permits) => accepted,
+            accepted = accept(&listener) => accepted,
         };
-        let Some((stream, peer, permit)) = accepted else { continue };
+        let Some((stream, peer)) = accepted else { continue };
+        let room = tokio::select! {
+            _ = &mut stop => break,
+            room = rooms.enter(peer.ip()) => room,
+        };
+        let Some(room) = room else {
+            tracing::debug!(%peer, "closed: its address has all the connections that it may");
+            continue;
+        };
         prepare(&stream, options.stall_timeout);
-        let (service, options, stopped) = (service.clone(), options.clone(), stopped.clone());
+        let room = Arc::new(room);
+        let serving =
+            serve_stream((stream, peer), service.clone(), options.clone(), stopped.clone(), room.clone());
         connections.spawn(async move {
-            let local = stream.local_addr().ok();
-            match &options.tls {
-                None => {
-                    let http = HttpConnection::between(peer, local, None);
-                    serve_one(stream, service, http, &options, stopped).await;
-                }
-                Some(tls) => match timeout(options.idle_timeout, tls.accept(stream)).await {
-                    Ok(Ok((stream, secret))) => {
-                        let http = HttpConnection::between(peer, local, Some(secret));
-                        serve_one(stream, service, http, &options, stopped).await;
-                    }
-                    Ok(Err(error)) => tracing::debug!(%peer, %error, "no TLS"),
-                    Err(_) => tracing::debug!(%peer, "no TLS within {:?}", options.idle_timeout),
-                },
+            tokio::select! {
+                biased;
+                () = serving => {}
+                () = room.told_to_go() => tracing::debug!(%peer, "closed: it was idle, and others wait"),
             }
-            drop(permit);
         });
     }
     drop(listener);
@@ -101,13 +135,47 @@ where
     connections.shutdown().await;
 }
 
+/// Serves one connection to its end, with TLS where that is wanted.
+async fn serve_stream<S, B>(
+    (stream, peer): (TcpStream, SocketAddr),
+    service: S,
+    options: ServeOptions,
+    stopped: watch::Receiver<bool>,
+    room: Arc<Room>,
+) where
+    S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible> + Clone + Send + 'static,
+    S::Future: Send,
+    B: Body + Send + 'static,
+    B::Data: Send,
+    B::Error: Into<BoxError>,
+{
+    let local = stream.local_addr().ok();
+    match &options.tls {
+        None => {
+            let http = HttpConnection::between(peer, local, None);
+            serve_one(stream, service, http, &options, (stopped, room)).await;
+        }
+        Some(tls) => match timeout(options.head_timeout, tls.accept(stream)).await {
+            Ok(Ok((stream, secret))) => {
+                let http = HttpConnection::between(peer, local, Some(secret));
+                serve_one(stream, service, http, &options, (stopped, room)).await;
+            }
+            Ok(Err(error)) => tracing::debug!(%peer, %error, "no TLS"),
+            Err(_) => {
+                room.limited("head-timeout");
+                tracing::debug!(%peer, "no TLS within {:?}", options.head_timeout);
+            }
+        },
+    }
+}
+
 /// Serves one connection to its end, also the one that it may become.
 async fn serve_one<S, B, I>(
     stream: I,
     service: S,
     http: HttpConnection,
     options: &ServeOptions,
-    stopped: watch::Receiver<bool>,
+    (stopped, room): (watch::Receiver<bool>, Arc<Room>),
 ) where
     S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible> + Clone + Send + 'static,
     S::Future: Send,
@@ -117,20 +185,24 @@ async fn serve_one<S, B, I>(
     B::Error: Into<BoxError>,
 {
     let (peer, idle) = (http.peer(), options.idle_timeout);
-    let with_http = with_connection(service.clone(), http.clone());
-    let mut ended = serve_http(stream, with_http, idle, stopped.clone()).await;
+    let with_http = with_connection(service.clone(), http.clone(), room.clone());
+    let mut ended = serve_http(watched(stream, &room, options), with_http, idle, stopped.clone()).await;
     if ended.is_ok()
         && let Some(promised) = http.promised()
     {
+        room.begin();
         match http.keep_promise(promised).await {
             Ok(stream) => {
-                let with_http = with_connection(service, http.clone());
-                ended = serve_http(stream, with_http, idle, stopped).await;
+                let with_http = with_connection(service, http.clone(), room.clone());
+                ended = serve_http(watched(stream, &room, options), with_http, idle, stopped).await;
             }
             Err(error) => tracing::warn!(%peer, %error, "no connection in place"),
         }
     }
     if let Err(error) = ended {
+        if error.is_timeout() {
+            room.limited("idle-timeout");
+        }
         tracing::debug!(%peer, %error, "HTTP connection ended");
     }
     http.close().await;
@@ -164,13 +236,15 @@ where
     served.await
 }
 
-type Accepted = (TcpStream, SocketAddr, tokio::sync::OwnedSemaphorePermit);
+fn watched<I>(stream: I, room: &Arc<Room>, options: &ServeOptions) -> Watched<I> {
+    let pace = Pace::new(options.stall_timeout, options.min_rate);
+    Watched::new(stream, room.clone(), pace, options.head_timeout)
+}
 
-/// The next connection, once there is room for one. `None` after an error that concerned one connection only, or passed.
-async fn accept(listener: &TcpListener, permits: &Arc<Semaphore>) -> Option<Accepted> {
-    let permit = permits.clone().acquire_owned().await.ok()?;
+/// The next connection. `None` after an error that concerned one connection only, or passed.
+async fn accept(listener: &TcpListener) -> Option<(TcpStream, SocketAddr)> {
     match listener.accept().await {
-        Ok((stream, peer)) => Some((stream, peer, permit)),
+        Ok(accepted) => Some(accepted),
         Err(error) => {
             // Out of descriptors, mostly: it passes when connections end, and asking again at once would only spin.
             tracing::warn!(%error, "a connection could not be accepted");
@@ -200,11 +274,12 @@ pub(crate) fn prepare(stream: &TcpStream, stall: Duration) {
 fn with_connection<S, B>(
     service: S,
     http: HttpConnection,
+    room: Arc<Room>,
 ) -> impl hyper::service::Service<
     Request<Incoming>,
-    Response = Response<B>,
+    Response = Response<Answer<B>>,
     Error = Infallible,
-    Future = impl Future<Output = Result<Response<B>, Infallible>> + Send,
+    Future = impl Future<Output = Result<Response<Answer<B>>, Infallible>> + Send,
 >
 where
     S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible> + Clone + Send,
@@ -213,6 +288,8 @@ where
 {
     service_fn(move |mut request: Request<Incoming>| {
         request.extensions_mut().insert(http.clone());
-        service.clone().oneshot(request)
+        room.begin();
+        let (answered, room) = (service.clone().oneshot(request), room.clone());
+        async move { Ok(answered.await?.map(|body| Answer::new(body, room))) }
     })
 }

@@ -21,8 +21,12 @@ pub struct RdmaConfig {
     pub max_registered_per_peer: u64,
     /// For making an RDMA connection.
     pub connect_timeout: Duration,
-    /// For one Write, or the Send, to be taken by the peer.
+    /// For each wait for a client in a transfer, and for the next part of a request's body.
     pub stall_timeout: Duration,
+    /// Bytes a second that a client must move while it is waited for, over each `stall_timeout` of waiting.
+    pub min_rate: u64,
+    /// Clients that may wait to be let in, having been introduced.
+    pub max_introductions: usize,
     /// Networks that the server may connect to besides the address that the request came from.
     pub allow: Vec<IpNet>,
     /// Whether to ask for CRC32c on iWARP.
@@ -40,6 +44,8 @@ impl Default for RdmaConfig {
             max_registered_per_peer: 256 << 20,
             connect_timeout: Duration::from_secs(5),
             stall_timeout: Duration::from_secs(30),
+            min_rate: 100,
+            max_introductions: 4096,
             allow: Vec::new(),
             crc: true,
             memory: Strategy::default(),
@@ -55,35 +61,11 @@ impl RdmaConfig {
 
     /// The bounds of one transfer.
     pub fn limits(&self) -> Limits {
-        Limits { chunk: self.chunk, window: self.window, stall: self.stall_timeout }
+        Limits { chunk: self.chunk, window: self.window, stall: self.stall_timeout, rate: self.min_rate }
     }
 
-    /// Whether a request from `peer` may make us connect to `to` (`docs/protocol.md`, section 5).
+    /// Whether a request from `peer` may make us connect to `to` (`docs/protocol.md`, section 6).
     pub fn allows(&self, peer: IpAddr, to: SocketAddr) -> bool {
-        let ip = to.ip().to_canonical();
-        let reachable = !ip.is_unspecified() && !ip.is_multicast() && to.port() >= 1024;
-        reachable && (ip == peer.to_canonical() || self.allow.iter().any(|net| net.contains(&ip)))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_the_peer_and_the_list_are_connected_to() {
-        let mut config = RdmaConfig::default();
-        let allows = |config: &RdmaConfig, peer: &str, to: &str| {
-            config.allows(peer.parse().unwrap(), to.parse().unwrap())
-        };
-        assert!(allows(&config, "10.0.0.5", "10.0.0.5:3242"));
-        assert!(allows(&config, "::ffff:10.0.0.5", "10.0.0.5:3242"));
-        assert!(!allows(&config, "10.0.0.5", "10.0.0.6:3242"));
-        assert!(!allows(&config, "10.0.0.5", "10.0.0.5:25"));
-        config.allow = vec!["10.0.1.0/24".parse().unwrap(), "0.0.0.0/0".parse().unwrap()];
-        assert!(allows(&config, "::1", "10.0.1.6:3242"));
-        assert!(!allows(&config, "::1", "0.0.0.0:3242"));
-        assert!(!allows(&config, "::1", "224.0.0.1:3242"));
-        assert!(!allows(&config, "::1", "[2001:db8::1]:3242"));
+        crate::reach::allowed(peer, to, &self.allow)
     }
 }

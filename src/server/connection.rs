@@ -305,12 +305,22 @@ async fn connect(
     Kept::established(shared, http, offer.route, &pd, connection)
 }
 
-/// What a connection that could not be had is called in the response.
-pub(super) fn connect_failure(error: &NoLink) -> Reason {
-    match error {
-        NoLink::Fabric(error) => fabric_failure(error),
-        NoLink::NotConnected => Reason::NOT_CONNECTED,
-        NoLink::Exhausted(_) => Reason::EXHAUSTED,
+impl Shared {
+    /// What a connection that could not be had is called in the response.
+    pub(super) fn connect_failure(&self, error: &NoLink) -> Reason {
+        match error {
+            NoLink::Fabric(error) => {
+                if matches!(error, FabricError::TimedOut { .. }) {
+                    self.metrics.limited("connect-timeout");
+                }
+                fabric_failure(error)
+            }
+            NoLink::NotConnected => Reason::NOT_CONNECTED,
+            NoLink::Exhausted(error) => {
+                self.metrics.limited(error.setting());
+                Reason::EXHAUSTED
+            }
+        }
     }
 }
 

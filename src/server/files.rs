@@ -33,6 +33,7 @@ pub struct Files {
     root: PathBuf,
     reader: ServeDir,
     uploads: bool,
+    max_upload: u64,
 }
 
 impl Files {
@@ -40,14 +41,19 @@ impl Files {
     pub fn new(root: impl Into<PathBuf>, piece: usize, uploads: bool) -> Self {
         let root = root.into();
         let reader = ServeDir::new(&root).with_buf_chunk_size(piece);
-        Self { root, reader, uploads }
+        Self { root, reader, uploads, max_upload: u64::MAX }
+    }
+
+    /// Takes no file of more bytes.
+    pub fn with_max_upload(self, max_upload: u64) -> Self {
+        Self { max_upload, ..self }
     }
 
     async fn answer(self, request: Request<RequestBody>) -> Response<ResponseBody> {
         let upload = self.uploads && matches!(*request.method(), Method::PUT | Method::POST);
         let Some(path) = path_of(request.uri().path()) else { return plain(StatusCode::NOT_FOUND) };
         if upload {
-            return match put(&self.root, &path, request).await {
+            return match put(&self.root, &path, request, self.max_upload).await {
                 Ok(status) => plain(status),
                 Err(Refusal::Status(status)) => plain(status),
                 Err(Refusal::Io(error)) => {
@@ -143,7 +149,12 @@ impl From<io::Error> for Refusal {
 }
 
 /// Takes a body into a file, which is there when this returns.
-async fn put(root: &Path, path: &Path, request: Request<RequestBody>) -> Result<StatusCode, Refusal> {
+async fn put(
+    root: &Path,
+    path: &Path,
+    request: Request<RequestBody>,
+    most: u64,
+) -> Result<StatusCode, Refusal> {
     if path.as_os_str().is_empty() || request.uri().path().ends_with('/') {
         return Err(Refusal::Status(StatusCode::CONFLICT));
     }
@@ -153,14 +164,17 @@ async fn put(root: &Path, path: &Path, request: Request<RequestBody>) -> Result<
         Method::POST => StatusCode::CONFLICT,
         _ => StatusCode::PRECONDITION_FAILED,
     };
+    let length = request.headers().get(CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse::<u64>().ok());
+    if length.is_some_and(|length| length > most) {
+        return Err(Refusal::Status(StatusCode::PAYLOAD_TOO_LARGE));
+    }
     let target = root.join(path);
     let (root, wanted) = (root.to_owned(), target.clone());
     let file = blocking(move || begin(&root, &wanted)).await??;
     if fresh && target.symlink_metadata().is_ok() {
         return Err(Refusal::Status(taken));
     }
-    let length = request.headers().get(CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse::<u64>().ok());
-    let file = receive(file, request.into_body(), length).await?;
+    let file = receive(file, request.into_body(), length, most).await?;
     let status = blocking(move || {
         let existed = target.symlink_metadata().is_ok();
         // What a crash leaves is the old file or the new one.
@@ -209,6 +223,7 @@ async fn receive(
     mut file: NamedTempFile,
     mut body: RequestBody,
     length: Option<u64>,
+    most: u64,
 ) -> Result<NamedTempFile, Refusal> {
     let mut received = 0;
     while let Some(frame) = body.frame().await {
@@ -218,6 +233,9 @@ async fn receive(
         })?;
         let Ok(data) = frame.into_data() else { continue };
         received += data.remaining() as u64;
+        if received > most {
+            return Err(Refusal::Status(StatusCode::PAYLOAD_TOO_LARGE));
+        }
         file = blocking(move || file.write_all(&data).map(|()| file)).await??;
     }
     match length {

@@ -20,9 +20,6 @@ use crate::fabric::{ConnectOptions, ConnectRequest, FabricError, Listener};
 use crate::header::{Outcome, Reason, Route, TransferId};
 use crate::message::Message;
 
-/// Introductions that wait for their client to connect, at most.
-const MOST_WAITING: usize = 4096;
-
 /// Where clients connect, and who may.
 pub(super) struct Introductions {
     address: SocketAddr,
@@ -80,8 +77,9 @@ impl Shared {
         let mut waiting = introductions.waiting.lock().unwrap_or_else(PoisonError::into_inner);
         // One for each HTTP connection that is there.
         waiting.retain(|_, other| other.is_there() && !other.is(&http));
-        if waiting.len() >= MOST_WAITING {
+        if waiting.len() >= self.config.max_introductions {
             drop(waiting);
+            self.metrics.limited("max-introductions");
             return self.fall_back(response, Reason::EXHAUSTED);
         }
         waiting.insert(id, http.downgrade());

@@ -17,6 +17,7 @@ use super::{HttpConnection, RdmaConfig, respond};
 use crate::events::{Event, Recorder};
 use crate::fabric::{BoxFuture, Fabric};
 pub use crate::flow::BoxError;
+use crate::flow::Pace;
 use crate::header::{Asked, Mode, RDMA, Reason};
 use crate::memory::Budget;
 
@@ -24,7 +25,11 @@ use crate::memory::Budget;
 pub type ResponseBody = UnsyncBoxBody<Bytes, BoxError>;
 
 /// The body of every request that passes the layer.
-pub struct RequestBody(UnsyncBoxBody<Bytes, BoxError>);
+pub struct RequestBody {
+    body: UnsyncBoxBody<Bytes, BoxError>,
+    /// How it is waited for, where that is bounded here.
+    pace: Option<(Pace, Metrics)>,
+}
 
 impl RequestBody {
     /// A body of any make.
@@ -34,9 +39,14 @@ impl RequestBody {
         B::Data: Send,
         B::Error: Into<BoxError>,
     {
-        Self(respond::boxed(body))
+        Self { body: respond::boxed(body), pace: None }
     }
 }
+
+/// Less of a request's body came by TCP than must.
+#[derive(Debug, thiserror::Error)]
+#[error("the request's body came too slowly (--stall-timeout, --min-rate)")]
+struct TooSlow;
 
 impl Body for RequestBody {
     type Data = Bytes;
@@ -46,15 +56,26 @@ impl Body for RequestBody {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        Pin::new(&mut self.0).poll_frame(cx)
+        let this = &mut *self;
+        let frame = Pin::new(&mut this.body).poll_frame(cx);
+        let Some((pace, metrics)) = &mut this.pace else { return frame };
+        match &frame {
+            Poll::Pending if pace.poll_too_slow(cx).is_ready() => {
+                metrics.limited("stall-timeout");
+                return Poll::Ready(Some(Err(TooSlow.into())));
+            }
+            Poll::Ready(Some(Ok(frame))) => pace.moved(frame.data_ref().map_or(0, |data| data.len() as u64)),
+            _ => {}
+        }
+        frame
     }
 
     fn is_end_stream(&self) -> bool {
-        self.0.is_end_stream()
+        self.body.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.0.size_hint()
+        self.body.size_hint()
     }
 }
 
@@ -129,7 +150,7 @@ where
         if !request.headers().contains_key(RDMA) {
             // All that is added to such a request is that it is counted: it must cost next to nothing.
             let exchange = shared.tell_request(&request);
-            let answer = self.inner.call(request.map(RequestBody::new));
+            let answer = self.inner.call(request.map(|body| shared.by_tcp(body)));
             return Box::pin(async move {
                 let response = answer.await?.map(respond::boxed);
                 shared.tell_response(exchange, &response);
@@ -158,7 +179,7 @@ where
                     shared.clone().take_body(offer, http, request, &mut inner).await?
                 }
                 Ok(Some(Asked::Transfer(offer))) => {
-                    let response = inner.call(request.map(RequestBody::new)).await?;
+                    let response = inner.call(request.map(|body| shared.by_tcp(body))).await?;
                     shared.clone().answer(offer, &method, http, response).await
                 }
                 Ok(Some(Asked::Introduction(id))) if method == Method::OPTIONS => {
@@ -168,14 +189,14 @@ where
                     shared.confirm(id, http.as_ref())
                 }
                 Ok(Some(Asked::Introduction(_) | Asked::InPlace(_))) => {
-                    let response = inner.call(request.map(RequestBody::new)).await?;
+                    let response = inner.call(request.map(|body| shared.by_tcp(body))).await?;
                     shared.fall_back(response.map(respond::boxed), Reason::METHOD)
                 }
-                Ok(None) => inner.call(request.map(RequestBody::new)).await?.map(respond::boxed),
+                Ok(None) => inner.call(request.map(|body| shared.by_tcp(body))).await?.map(respond::boxed),
                 Err(error) => {
                     tracing::warn!(%error, "RDMA field ignored");
                     shared.recorder.record(Event::HeaderIgnored { error: error.to_string() });
-                    let response = inner.call(request.map(RequestBody::new)).await?;
+                    let response = inner.call(request.map(|body| shared.by_tcp(body))).await?;
                     respond::fallback(response.map(respond::boxed), Reason::MALFORMED)
                 }
             };
@@ -186,6 +207,20 @@ where
 }
 
 impl Shared {
+    /// A request's body that comes by TCP.
+    pub(super) fn by_tcp<B>(&self, body: B) -> RequestBody
+    where
+        B: Body + Send + 'static,
+        B::Data: Send,
+        B::Error: Into<BoxError>,
+    {
+        if body.is_end_stream() {
+            return RequestBody::new(body);
+        }
+        let pace = Pace::new(self.config.stall_timeout, self.config.min_rate);
+        RequestBody { body: respond::boxed(body), pace: Some((pace, self.metrics.clone())) }
+    }
+
     fn tell_request<B>(&self, request: &Request<B>) -> u64 {
         let exchange = self.exchanges.fetch_add(1, Ordering::Relaxed) + 1;
         if self.recorder.is_on() {

@@ -2,6 +2,8 @@
 
 use std::convert::Infallible;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{ALLOW, CONTENT_TYPE, HeaderValue};
@@ -26,6 +28,12 @@ use crate::memory::Budget;
 #[derive(Clone)]
 pub struct Metrics(Arc<Inner>);
 
+impl std::fmt::Debug for Metrics {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Metrics")
+    }
+}
+
 struct Inner {
     registry: Registry,
     figures: Figures,
@@ -43,6 +51,10 @@ struct Figures {
     connected: Counter,
     regions: Gauge,
     reserved: Gauge,
+    http: Gauge,
+    accepted: Counter,
+    limits: Family<Setting, Gauge<f64, AtomicU64>>,
+    limited: Family<Setting, Counter>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -64,6 +76,22 @@ struct ByMode {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Why {
     reason: String,
+}
+
+/// A limit, by the name of its flag.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Setting {
+    setting: &'static str,
+}
+
+/// A limit's value, as it is told.
+pub(crate) enum Limit {
+    /// Of whatever there are so many.
+    Number(usize),
+    /// Bytes, or bytes a second.
+    Bytes(u64),
+    /// A time.
+    Time(Duration),
 }
 
 impl EncodeLabelValue for Mode {
@@ -93,6 +121,13 @@ impl Metrics {
         let reserved = figures.reserved.clone();
         let help = "Memory that transfers and connections may have registered now";
         registry.register_with_unit("registered", help, Unit::Bytes, reserved);
+        registry.register("http_connections", "HTTP connections now", figures.http.clone());
+        let help = "HTTP connections since the start";
+        registry.register("http_connections_accepted", help, figures.accepted.clone());
+        let help = "The limits, by the names of their settings, in bytes, seconds or numbers";
+        registry.register("limit", help, figures.limits.clone());
+        let help = "How often a limit was met, and something refused or given up for it";
+        registry.register("limited", help, figures.limited.clone());
         for (name, help, limit) in [
             ("registered_limit", "The limit of registered memory", config.max_registered),
             ("registered_peer_limit", "The same for one client's address", config.max_registered_per_peer),
@@ -101,7 +136,48 @@ impl Metrics {
             gauge.set(clamp(limit));
             registry.register_with_unit(name, help, Unit::Bytes, gauge);
         }
-        Self(Arc::new(Inner { registry, figures, budget }))
+        let metrics = Self(Arc::new(Inner { registry, figures, budget }));
+        for (setting, limit) in [
+            ("chunk-size", Limit::Bytes(config.chunk as u64)),
+            ("window", Limit::Number(config.window)),
+            ("max-registered", Limit::Bytes(config.max_registered)),
+            ("max-registered-per-peer", Limit::Bytes(config.max_registered_per_peer)),
+            ("max-introductions", Limit::Number(config.max_introductions)),
+            ("connect-timeout", Limit::Time(config.connect_timeout)),
+            ("stall-timeout", Limit::Time(config.stall_timeout)),
+            ("min-rate", Limit::Bytes(config.min_rate)),
+        ] {
+            metrics.limit(setting, limit);
+        }
+        metrics
+    }
+
+    /// Tells of a limit; that it was never met is a figure, too.
+    pub(crate) fn limit(&self, setting: &'static str, limit: Limit) {
+        let value = match limit {
+            Limit::Number(number) => number as f64,
+            Limit::Bytes(bytes) => bytes as f64,
+            Limit::Time(time) => time.as_secs_f64(),
+        };
+        let setting = Setting { setting };
+        self.0.figures.limits.get_or_create_owned(&setting).set(value);
+        drop(self.0.figures.limited.get_or_create_owned(&setting));
+    }
+
+    /// A limit was met.
+    pub(crate) fn limited(&self, setting: &'static str) {
+        self.0.figures.limited.get_or_create_owned(&Setting { setting }).inc();
+    }
+
+    /// An HTTP connection was accepted.
+    pub(super) fn arrived(&self) {
+        self.0.figures.accepted.inc();
+        self.0.figures.http.inc();
+    }
+
+    /// It has ended.
+    pub(super) fn left(&self) {
+        self.0.figures.http.dec();
     }
 
     /// All figures as text, in the format that [`CONTENT_TYPE_TEXT`] names.
@@ -153,6 +229,9 @@ impl Metrics {
         let figures = &self.0.figures;
         figures.under_way.dec();
         figures.transfers.get_or_create_owned(&Ended { mode, result: result.to_owned() }).inc();
+        if result == Reason::TIMED_OUT.as_str() {
+            self.limited("stall-timeout");
+        }
         figures.bytes.get_or_create_owned(&ByMode { mode }).inc_by(moved);
     }
 

@@ -27,7 +27,9 @@ mod introduce;
 mod layer;
 mod metrics;
 mod respond;
+mod rooms;
 mod upload;
+mod watched;
 
 pub(crate) use accept::prepare;
 pub use accept::{ServeOptions, serve};
@@ -35,4 +37,5 @@ pub use config::RdmaConfig;
 pub use connection::HttpConnection;
 pub use files::Files;
 pub use layer::{BoxError, RdmaLayer, RdmaService, RequestBody, ResponseBody};
+pub(crate) use metrics::Limit;
 pub use metrics::{CONTENT_TYPE_TEXT, Metrics};

@@ -16,7 +16,7 @@ use pin_project_lite::pin_project;
 use tokio::sync::OwnedMutexGuard;
 
 use super::HttpConnection;
-use super::connection::{Kept, Slot, connect_failure};
+use super::connection::{Kept, Slot};
 use super::download::Download;
 use super::layer::{BoxError, ResponseBody, Shared, known_length};
 use crate::events::Event;
@@ -131,7 +131,7 @@ impl Shared {
                 tracing::warn!(peer = %http.peer(), %error, "no RDMA connection to the client");
                 let body = download.into_body().map(boxed).or(unread.map(boxed));
                 let whole = Response::from_parts(parts, body.unwrap_or_else(|| boxed(Empty::<Bytes>::new())));
-                return self.fall_back(whole, connect_failure(&error));
+                return self.fall_back(whole, self.connect_failure(&error));
             }
         };
         match keys {
@@ -209,6 +209,7 @@ impl Shared {
         let share = self.budget.reserve(http.peer().ip(), length.min(self.config.window_bytes()));
         share.map(Some).map_err(|error| {
             tracing::warn!(peer = %http.peer(), %error, "no RDMA for this transfer");
+            self.metrics.limited(error.setting());
             Reason::EXHAUSTED
         })
     }

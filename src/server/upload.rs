@@ -12,7 +12,7 @@ use tokio::sync::OwnedMutexGuard;
 use tower::Service;
 
 use super::HttpConnection;
-use super::connection::{Kept, Slot, connect_failure};
+use super::connection::{Kept, Slot};
 use super::download::Progress;
 use super::layer::{BoxError, RequestBody, ResponseBody, Shared};
 use super::respond::{boxed, failed, last_in_place, say};
@@ -82,6 +82,8 @@ impl Upload {
                 self.progress.moved = taken;
                 if taken == self.progress.length() {
                     self.progress.end(None);
+                    // The client's right to the region ends with the transfer, not with the body's reader.
+                    self.coming = None;
                     *self.end.lock().unwrap_or_else(PoisonError::into_inner) = End::Whole;
                     if let Some(kept) = self.kept.take() {
                         self.slot.keep(kept);
@@ -137,7 +139,7 @@ impl Shared {
                     if let Some(http) = &http {
                         http.decline(offer.id).await;
                     }
-                    let response = inner.call(request.map(RequestBody::new)).await?;
+                    let response = inner.call(request.map(|body| self.by_tcp(body))).await?;
                     return Ok(self.fall_back(response.map(boxed), reason));
                 }
             };
@@ -186,7 +188,7 @@ impl Shared {
         let share = self.reserve(http, bytes)?;
         let kept = slot.take(self, http, &offer).await.map_err(|error| {
             tracing::warn!(peer = %http.peer(), %error, "no RDMA connection to the client");
-            connect_failure(&error)
+            self.connect_failure(&error)
         })?;
         let limits = match opener {
             Some(_) => self.config.limits().in_records(),

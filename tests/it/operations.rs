@@ -111,6 +111,7 @@ fn figures_and_log_tell_of_each_transfer() {
         "rdma_http_fallbacks_total{reason=\"status\"} 1",
         "rdma_http_responses_total{status=\"200\"} 1",
         "rdma_http_responses_total{status=\"404\"} 1",
+        "rdma_http_http_connections_accepted_total 2",
         "rdma_http_transfers_under_way 0",
         "rdma_http_rdma_connections_made_total 1",
         "rdma_http_registered_bytes 0",
@@ -138,6 +139,47 @@ fn figures_and_log_tell_of_each_transfer() {
     assert_eq!(span["id"].as_str().unwrap().len(), 32, "{span}");
     let by_tcp: Vec<&Value> = log.iter().filter_map(|line| line.get("reason")).collect();
     assert_eq!(by_tcp, ["status"]);
+}
+
+/// A certificate and its key may each come from a flag, a variable or the file, but not one of them alone.
+#[test]
+fn a_certificate_wants_a_key_wherever_each_comes_from() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let printed = |text: &str, flags: &[&str], variables: &[(&str, &str)]| {
+        std::fs::write(file.path(), format!("root = \"/\"\n{text}")).unwrap();
+        let mut httpd = command(HTTPD);
+        httpd.arg("--config").arg(file.path()).args(flags).arg("--print-config");
+        let output = run(httpd.envs(variables.iter().copied()));
+        (output.status.code(), String::from_utf8(output.stderr).unwrap())
+    };
+    let (cert, key) = ("tls-cert = \"cert.pem\"\n", "tls-key = \"key.pem\"\n");
+    let cert_variable = ("RDMA_HTTPD_TLS_CERT", "cert.pem");
+    let key_variable = ("RDMA_HTTPD_TLS_KEY", "key.pem");
+    for (text, flags, variables) in [
+        (key, &["--tls-cert", "cert.pem"][..], &[][..]),
+        (cert, &["--tls-key", "key.pem"], &[]),
+        (key, &[], &[cert_variable]),
+        ("", &["--tls-cert", "cert.pem"], &[key_variable]),
+        ("", &[], &[cert_variable, key_variable]),
+        (&[cert, key].concat(), &[], &[]),
+    ] {
+        assert_eq!(
+            printed(text, flags, variables),
+            (Some(0), String::new()),
+            "{text} {flags:?} {variables:?}"
+        );
+    }
+    let no_key = "rdma-httpd: --tls-cert without --tls-key: https takes both\n";
+    let no_cert = "rdma-httpd: --tls-key without --tls-cert: https takes both\n";
+    for (text, flags, variables, message) in [
+        (cert, &[][..], &[][..], no_key),
+        ("", &["--tls-cert", "cert.pem"], &[], no_key),
+        ("", &["--tls-key", "key.pem"], &[], no_cert),
+        (key, &[], &[], no_cert),
+        ("", &[], &[key_variable], no_cert),
+    ] {
+        assert_eq!(printed(text, flags, variables), (Some(2), message.to_owned()), "{text} {flags:?}");
+    }
 }
 
 #[test]

@@ -26,6 +26,7 @@ use socket::Socket;
 
 mod driver;
 mod establish;
+mod filled;
 mod handle;
 mod listener;
 mod over_tcp;

@@ -34,6 +34,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use parking_lot::{ArcRwLockReadGuard, RawRwLock, RwLock, RwLockWriteGuard};
 
+use super::filled::Filled;
 use crate::fabric::{Access, FabricError, RegionOps};
 use crate::iwarp::Stag;
 use crate::iwarp::memory::{Denied, FileRange, Lent, Memory, Reach, locate};
@@ -54,12 +55,18 @@ struct Entry {
     valid: AtomicBool,
     /// The bytes; empty where they are a file's.
     memory: Arc<RwLock<Vec<u8>>>,
+    /// What the peer has placed. Taken under the memory's lock, or alone.
+    filled: Mutex<Filled>,
     file: Option<FileRange>,
 }
 
 impl Entry {
     fn is_valid(&self) -> bool {
         self.valid.load(Ordering::Acquire)
+    }
+
+    fn filled(&self) -> MutexGuard<'_, Filled> {
+        self.filled.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn write(&self) -> Result<RwLockWriteGuard<'_, Vec<u8>>, Denied> {
@@ -154,7 +161,8 @@ impl SoftRegion {
             }
         };
         let (valid, memory) = (AtomicBool::new(true), Arc::new(RwLock::new(bytes)));
-        let entry = Arc::new(Entry { stag, domain, access, length, valid, memory, file });
+        let filled = Mutex::default();
+        let entry = Arc::new(Entry { stag, domain, access, length, valid, memory, filled, file });
         entries.insert(index(stag), entry.clone());
         drop(entries);
         Ok(Self { table: table.clone(), entry })
@@ -212,6 +220,14 @@ impl RegionOps for SoftRegion {
         }
         bytes.copy_from_slice(&memory[local(memory.len(), offset, bytes.len())?]);
         Ok(())
+    }
+
+    fn is_filled(&self, length: u64) -> Option<bool> {
+        Some(self.entry.filled().reaches(length))
+    }
+
+    fn expect(&self) {
+        *self.entry.filled() = Filled::default();
     }
 
     fn deregister(self: Box<Self>) -> Result<Vec<u8>, FabricError> {
@@ -311,6 +327,10 @@ impl Memory for DomainMemory {
         }
         let range = locate(0, memory.len(), to, length)?;
         fill(&mut memory[range]);
+        if reach == Reach::Remote {
+            // A segment that comes in pieces is taken for whole: nothing behind it is heard before it is.
+            entry.filled().add(to, length);
+        }
         Ok(())
     }
 
