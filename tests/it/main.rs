@@ -15,6 +15,7 @@ mod plain_servers;
 mod pool;
 mod program;
 mod rdma;
+mod safety;
 mod sealed;
 mod service;
 mod steps;

@@ -38,9 +38,14 @@ impl Running {
     pub(crate) fn start(mut command: Command) -> Self {
         let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
         let stdout = child.stdout.take().unwrap();
+        Self::telling(child, stdout)
+    }
+
+    /// A program that tells its events on `stream`.
+    pub(crate) fn telling(child: Child, stream: impl Read + Send + 'static) -> Self {
         let (send, lines) = channel();
         std::thread::spawn(move || {
-            for line in BufReader::new(stdout).lines() {
+            for line in BufReader::new(stream).lines() {
                 if send.send(line.unwrap()).is_err() {
                     return;
                 }
@@ -63,6 +68,10 @@ impl Running {
                 }
             }
         }
+    }
+
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
     }
 
     pub(crate) fn signal(&self, signal: nix::sys::signal::Signal) {

@@ -1,0 +1,12 @@
+//! Attacks on a real rdma-httpd by clients made by hand, and on our client by servers made by hand. After each nothing is
+//! corrupted, leaked or left registered, and whoever was attacked still serves (`docs/protocol.md`, section 6).
+
+mod addresses;
+mod claims;
+mod hand;
+mod late;
+mod lengths;
+mod slow;
+mod stags;
+mod vanish;
+mod victim;
