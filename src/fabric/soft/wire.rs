@@ -62,7 +62,8 @@ pub(super) struct Wire<S> {
     /// Whether `rest` may have something that can be handled.
     fresh: bool,
     output: Output<Lease>,
-    writes: u32,
+    /// Writes until the path's segment size is asked for again.
+    writes_to_emss: u32,
     /// Bytes that went out or came in; the driver counts from when it last looked.
     pub(super) moved: usize,
     ended: bool,
@@ -123,7 +124,7 @@ impl<S: Socket> Wire<S> {
             rest: first.to_vec(),
             fresh: true,
             output: Output::default(),
-            writes: 0,
+            writes_to_emss: 0,
             moved: 0,
             ended: false,
         }
@@ -167,7 +168,8 @@ impl<S: Socket> Wire<S> {
 
     /// Asks the state machine for more to send.
     fn make(&mut self) {
-        if self.writes.is_multiple_of(WRITES_PER_EMSS) {
+        if self.writes_to_emss == 0 {
+            self.writes_to_emss = WRITES_PER_EMSS;
             let emss = match self.segment_size {
                 SegmentSize::Emss => self.socket.emss(),
                 SegmentSize::Large => Some(fpdu::MAX_ULPDU_SENT + 64),
@@ -177,7 +179,7 @@ impl<S: Socket> Wire<S> {
             }
         }
         self.connection.poll_transmit(&mut self.output, WRITE, &mut self.memory);
-        self.writes = self.writes.wrapping_add(u32::from(!self.output.is_empty()));
+        self.writes_to_emss -= u32::from(!self.output.is_empty());
     }
 
     /// Reads once, and handles what is there.
