@@ -31,8 +31,8 @@ const AROUND: usize = 20;
 /// As much as the fabric sends and receives with one system call.
 const PIECE: usize = 256 << 10;
 
-/// iperf3 over loopback: gigabits per second.
-pub(crate) fn iperf(bytes: usize) -> Result<f64> {
+/// iperf3 over loopback, with further arguments: gigabits per second.
+pub(crate) fn iperf(bytes: usize, further: &[&str]) -> Result<f64> {
     let port = TcpListener::bind(loopback())?.local_addr()?.port().to_string();
     let mut server = Command::new("iperf3")
         .args(["-s", "-1", "-p", &port, "--forceflush"])
@@ -43,6 +43,7 @@ pub(crate) fn iperf(bytes: usize) -> Result<f64> {
     server.stdout.as_mut().ok_or("no output")?.read_exact(&mut first)?;
     let output = Command::new("iperf3")
         .args(["-c", "127.0.0.1", "-p", &port, "-J", "-n", &bytes.to_string()])
+        .args(further)
         .output()?;
     server.wait()?;
     let report: serde_json::Value = serde_json::from_slice(&output.stdout)?;

@@ -12,7 +12,7 @@ use rdma_http::fabric::{
 };
 
 use crate::plain::{self, Plain};
-use crate::{KIB, MIB, Result, fabric, loopback, median, row, runtime, thread_cpu};
+use crate::{KIB, MIB, Result, Target, fabric, loopback, median, row, runtime, thread_cpu};
 
 /// What one measurement moves.
 const TOTAL: usize = 2048 * MIB;
@@ -36,6 +36,15 @@ impl How {
         };
         let crc = if self.crc { "with CRC" } else { "no CRC" };
         format!("{crc}, {} of {size}", if self.file { "sendfile" } else { "memory" })
+    }
+
+    /// Of its rate, against iperf3's.
+    fn target(self) -> Target {
+        match self {
+            Self { crc: true, .. } => Target::AtLeast(0.9),
+            Self { file: true, .. } => Target::AtLeast(1.0),
+            _ => Target::None,
+        }
     }
 }
 
@@ -125,14 +134,14 @@ pub(crate) fn goodput(rounds: usize) -> Result<()> {
     let mut reference = Vec::new();
     let mut ours = vec![Vec::new(); CASES.len()];
     for _ in 0..rounds {
-        reference.push(plain::iperf(TOTAL)?);
+        reference.push(plain::iperf(TOTAL, &[])?);
         for (case, rates) in CASES.iter().zip(&mut ours) {
             rates.push(gigabits(once(*case)?[0]));
         }
     }
     let reference = median(reference);
     for (case, rates) in CASES.iter().zip(ours) {
-        row(&format!("Write {} / iperf3", case.name()), median(rates), reference, "Gbit/s");
+        row(&format!("Write {} / iperf3", case.name()), median(rates), reference, "Gbit/s", case.target());
     }
     Ok(())
 }
@@ -149,17 +158,19 @@ pub(crate) fn bounds(rounds: usize) -> Result<()> {
         ("sendfile of 128 KiB, framed", Plain::SendFileFramed, 128 * KIB),
         ("sendfile of 16 MiB, framed", Plain::SendFileFramed, 16 * MIB),
     ];
-    let mut reference = Vec::new();
+    let (mut reference, mut short) = (Vec::new(), Vec::new());
     let mut rates = vec![Vec::new(); cases.len()];
     for _ in 0..rounds {
-        reference.push(plain::iperf(TOTAL)?);
+        reference.push(plain::iperf(TOTAL, &[])?);
+        short.push(plain::iperf(TOTAL, &["-w", "192K"])?);
         for ((_, how, region), rates) in cases.iter().zip(&mut rates) {
             rates.push(gigabits(plain::once(*how, *region, TOTAL / region)?[0]));
         }
     }
     let reference = median(reference);
+    row("iperf3 -w 192K / iperf3", median(short), reference, "Gbit/s", Target::None);
     for ((what, ..), rates) in cases.iter().zip(rates) {
-        row(&format!("plain TCP, {what} / iperf3"), median(rates), reference, "Gbit/s");
+        row(&format!("plain TCP, {what} / iperf3"), median(rates), reference, "Gbit/s", Target::None);
     }
     Ok(())
 }
@@ -184,7 +195,7 @@ pub(crate) fn cpu(rounds: usize) -> Result<()> {
     let reference = reference.map(median);
     for (case, used) in cases.iter().zip(ours) {
         for ((side, used), reference) in ["sender", "receiver"].iter().zip(used.map(median)).zip(reference) {
-            row(&format!("{side}, {} / sendfile+read", case.name()), used, reference, "s/GiB");
+            row(&format!("{side}, {} / sendfile+read", case.name()), used, reference, "s/GiB", Target::None);
         }
     }
     Ok(())
