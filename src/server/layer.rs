@@ -3,12 +3,13 @@
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use http::{HeaderMap, Method, Request, Response};
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::combinators::UnsyncBoxBody;
+use pin_project_lite::pin_project;
 use tower::{Layer, Service};
 
 use super::introduce::Introductions;
@@ -139,7 +140,7 @@ where
 {
     type Response = Response<ResponseBody>;
     type Error = S::Error;
-    type Future = BoxFuture<'static, Result<Self::Response, Self::Error>>;
+    type Future = ResponseFuture<S::Future, S::Error>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
         self.inner.poll_ready(cx)
@@ -151,16 +152,12 @@ where
             // All that is added to such a request is that it is counted: it must cost next to nothing.
             let exchange = shared.tell_request(&request);
             let answer = self.inner.call(request.map(|body| shared.by_tcp(body)));
-            return Box::pin(async move {
-                let response = answer.await?.map(respond::boxed);
-                shared.tell_response(exchange, &response);
-                Ok(response)
-            });
+            return ResponseFuture { state: State::Plain { answer, shared, exchange } };
         }
         // The one that was polled ready is the one to call.
         let next = self.inner.clone();
         let mut inner = std::mem::replace(&mut self.inner, next);
-        Box::pin(async move {
+        let answer = Box::pin(async move {
             let http = request.extensions().get::<HttpConnection>().cloned();
             let read_before = http.as_ref().and_then(|http| http.in_place()?.exchange());
             let exchange = read_before.unwrap_or_else(|| shared.tell_request(&request));
@@ -202,7 +199,46 @@ where
             };
             shared.tell_response(exchange, &response);
             Ok(response)
-        })
+        });
+        ResponseFuture { state: State::Asked { answer } }
+    }
+}
+
+pin_project! {
+    /// A response of [`RdmaService`] to come.
+    pub struct ResponseFuture<F, E> {
+        #[pin]
+        state: State<F, E>,
+    }
+}
+
+pin_project! {
+    #[project = Stage]
+    enum State<F, E> {
+        // The service's own, to a request without an RDMA field.
+        Plain { #[pin] answer: F, shared: Arc<Shared>, exchange: u64 },
+        Asked { answer: BoxFuture<'static, Result<Response<ResponseBody>, E>> },
+    }
+}
+
+impl<F, B, E> Future for ResponseFuture<F, E>
+where
+    F: Future<Output = Result<Response<B>, E>>,
+    B: Body + Send + 'static,
+    B::Data: Send,
+    B::Error: Into<BoxError>,
+{
+    type Output = Result<Response<ResponseBody>, E>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        match self.project().state.project() {
+            Stage::Plain { answer, shared, exchange } => {
+                let response = ready!(answer.poll(cx))?.map(respond::boxed);
+                shared.tell_response(*exchange, &response);
+                Poll::Ready(Ok(response))
+            }
+            Stage::Asked { answer } => answer.as_mut().poll(cx),
+        }
     }
 }
 
@@ -221,16 +257,18 @@ impl Shared {
         RequestBody { body: respond::boxed(body), pace: Some((pace, self.metrics.clone())) }
     }
 
+    /// The exchange's number, where anybody is told it.
     fn tell_request<B>(&self, request: &Request<B>) -> u64 {
-        let exchange = self.exchanges.fetch_add(1, Ordering::Relaxed) + 1;
-        if self.recorder.is_on() {
-            self.recorder.record(Event::HttpRequest {
-                exchange,
-                method: request.method().to_string(),
-                target: request.uri().to_string(),
-                headers: crate::events::head(request.headers()),
-            });
+        if !self.recorder.is_on() {
+            return 0;
         }
+        let exchange = self.exchanges.fetch_add(1, Ordering::Relaxed) + 1;
+        self.recorder.record(Event::HttpRequest {
+            exchange,
+            method: request.method().to_string(),
+            target: request.uri().to_string(),
+            headers: crate::events::head(request.headers()),
+        });
         exchange
     }
 

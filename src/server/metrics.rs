@@ -1,8 +1,8 @@
 //! Figures of a layer, for Prometheus: counted as things happen, told when asked.
 
 use std::convert::Infallible;
-use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -37,6 +37,8 @@ impl std::fmt::Debug for Metrics {
 struct Inner {
     registry: Registry,
     figures: Figures,
+    /// Those of [`Figures::responses`] by status from 100 on: they are counted for every request.
+    by_status: Vec<OnceLock<Counter>>,
     budget: Budget,
 }
 
@@ -136,7 +138,8 @@ impl Metrics {
             gauge.set(clamp(limit));
             registry.register_with_unit(name, help, Unit::Bytes, gauge);
         }
-        let metrics = Self(Arc::new(Inner { registry, figures, budget }));
+        let by_status = (100..1000).map(|_| OnceLock::new()).collect();
+        let metrics = Self(Arc::new(Inner { registry, figures, by_status, budget }));
         for (setting, limit) in [
             ("chunk-size", Limit::Bytes(config.chunk as u64)),
             ("window", Limit::Number(config.window)),
@@ -218,7 +221,11 @@ impl Metrics {
     }
 
     pub(super) fn responded(&self, status: StatusCode) {
-        self.0.figures.responses.get_or_create_owned(&Status { status: status.as_u16() }).inc();
+        let status = status.as_u16();
+        // A status has three digits.
+        if let Some(counter) = self.0.by_status.get(usize::from(status).wrapping_sub(100)) {
+            counter.get_or_init(|| self.0.figures.responses.get_or_create_owned(&Status { status })).inc();
+        }
     }
 
     pub(super) fn begun(&self) {

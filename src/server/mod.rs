@@ -36,6 +36,6 @@ pub use accept::{ServeOptions, serve};
 pub use config::RdmaConfig;
 pub use connection::HttpConnection;
 pub use files::Files;
-pub use layer::{BoxError, RdmaLayer, RdmaService, RequestBody, ResponseBody};
+pub use layer::{BoxError, RdmaLayer, RdmaService, RequestBody, ResponseBody, ResponseFuture};
 pub(crate) use metrics::Limit;
 pub use metrics::{CONTENT_TYPE_TEXT, Metrics};
