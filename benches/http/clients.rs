@@ -24,26 +24,27 @@ const SMALL_REGION: u64 = 40_000;
 /// When a client vanishes in the middle of a request, at the latest.
 const VANISH_WITHIN: Duration = Duration::from_millis(40);
 
-/// What there is to be served, as it lies in a directory.
+/// What there is to be served, and sent.
 pub(crate) struct Bodies {
-    directory: PathBuf,
+    root: PathBuf,
+    outside: PathBuf,
     served: Vec<Vec<u8>>,
 }
 
 impl Bodies {
-    /// Makes files in `directory`: those to be served, and those to be sent there from `outside` of it.
-    pub(crate) fn make(directory: &Path, outside: &Path, seed: u64) -> Result<Self, Error> {
+    /// Makes files in the server's `root`, and the same `outside` of it, to be sent from there.
+    pub(crate) fn make(root: &Path, outside: &Path, seed: u64) -> Result<Self, Error> {
         let mut random = fastrand::Rng::with_seed(seed);
         let mut served = Vec::new();
         for number in 0..BODIES {
             let longest = if number % 4 == 0 { LONGEST } else { 20_000 };
             let mut bytes = vec![0; random.usize(1..=longest)];
             random.fill(&mut bytes);
-            std::fs::write(directory.join(number.to_string()), &bytes)?;
+            std::fs::write(root.join(number.to_string()), &bytes)?;
             std::fs::write(outside.join(number.to_string()), &bytes)?;
             served.push(bytes);
         }
-        Ok(Self { directory: outside.to_owned(), served })
+        Ok(Self { root: root.to_owned(), outside: outside.to_owned(), served })
     }
 }
 
@@ -117,7 +118,7 @@ pub(crate) async fn run(
         let client = Client::new(fabric, options, Recorder::default());
         // One request in so many sends a body.
         let sends = if mode == Some(Mode::ServerReads) { 2 } else { 8 };
-        let one = One { client, kind, server, name: number, sends, bodies: bodies.clone(), random };
+        let one = One { client, kind, server, name: (number, 0), sends, bodies: bodies.clone(), random };
         tasks.spawn(one.ask(requests));
     }
     let (mut all, mut why) = (Tally::default(), None);
@@ -133,8 +134,9 @@ struct One {
     client: Client,
     kind: Kind,
     server: SocketAddr,
-    /// No other client sends files of this name.
-    name: usize,
+    /// No other client sends files of these names: nor does this one a second time, since what it has left half sent may
+    /// be there later than what it sent next.
+    name: (usize, usize),
     sends: usize,
     bodies: Arc<Bodies>,
     random: fastrand::Rng,
@@ -186,6 +188,7 @@ impl One {
     ) -> Result<Option<Via>, Failure> {
         let number = self.random.usize(..BODIES);
         let upload = self.random.usize(..self.sends) == 0;
+        self.name.1 += 1;
         let via = {
             let connection = match kept {
                 Some(connection) => connection,
@@ -245,16 +248,17 @@ async fn get(
     if received == wanted.len() { Ok(Some(via)) } else { Err(wrong(received)) }
 }
 
-/// Sends a body, and asks for it again plainly enough to compare what has arrived.
+/// Sends a body, and asks for it.
 async fn put(
     connection: &mut HttpConnection,
     bodies: &Bodies,
     number: usize,
-    name: usize,
+    (client, count): (usize, usize),
 ) -> Result<Via, Failure> {
-    let upload = Upload::open(&bodies.directory.join(number.to_string()))
+    let upload = Upload::open(&bodies.outside.join(number.to_string()))
         .map_err(|error| Failure::Wrong(error.to_string()))?;
-    let target = format!("/sent-{name}");
+    let name = format!("sent-{client}-{count}");
+    let target = format!("/{name}");
     let mut response = connection.upload(Method::PUT, &target, HeaderMap::new(), &upload).await?;
     while response.body.next().await?.is_some() {}
     let status = response.head.status;
@@ -262,6 +266,8 @@ async fn put(
         return Err(Failure::Wrong(format!("{status} to a PUT")));
     }
     let there = connection.get(&target, HeaderMap::new()).await?.body.collect(LONGEST).await?;
+    // It would only be in the way.
+    let _ = std::fs::remove_file(bodies.root.join(name));
     match there == bodies.served[number] {
         true => Ok(response.via),
         false => Err(Failure::Wrong(format!("body {number} is another one where it was sent to"))),

@@ -24,13 +24,15 @@ pub(crate) fn figure(_: &[String]) -> Result<()> {
     allow_descriptors()?;
     let (root, outside) = (tempfile::tempdir()?, tempfile::tempdir()?);
     let bodies = Arc::new(Bodies::make(root.path(), outside.path(), SEED)?);
-    let mut server = Server::httpd(root.path(), ["--allow-upload", "--rdma-listen", "127.0.0.1:0"])?;
+    // Of every client that vanishes it would tell.
+    let args = ["--allow-upload", "--rdma-listen", "127.0.0.1:0", "--log", "error"];
+    let mut server = Server::httpd(root.path(), args)?;
     let runtime = tokio::runtime::Runtime::new()?;
     let before = server.taken()?;
     println!(
-        "\n| {CLIENTS} clients, {REQUESTS} requests each | MiB | regions | registered bytes | RDMA connections | descriptors |"
+        "\n| {CLIENTS} clients, {REQUESTS} requests each | MiB | regions | registered bytes | RDMA connections | descriptors | threads |"
     );
-    println!("|---|---|---|---|---|---|");
+    println!("|---|---|---|---|---|---|---|");
     row("before", before);
     let mut rates = Vec::new();
     let mut lines = Vec::new();
@@ -53,6 +55,9 @@ pub(crate) fn figure(_: &[String]) -> Result<()> {
             Ok(all && now.descriptors <= before.descriptors)
         })?;
         row(&format!("after round {round}"), server.taken()?);
+        // Those that read files stay for 10 s, and with them what they have allocated.
+        wait("the server's threads end", || Ok(server.taken()?.threads <= before.threads + 2))?;
+        row("when its threads have ended", server.taken()?);
         rates.push(tally.served() as f64 / took);
         lines.push(format!(
             "round {round}: {tally:?} in {took:.1} s{}",
@@ -82,15 +87,16 @@ fn watch(server: &Server, over: &AtomicBool) -> Result<Taken> {
             regions: most.regions.max(now.regions),
             registered: most.registered.max(now.registered),
             connections: most.connections.max(now.connections),
+            threads: most.threads.max(now.threads),
         };
     }
     Ok(most)
 }
 
 fn row(when: &str, taken: Taken) {
-    let Taken { resident, descriptors, regions, registered, connections } = taken;
+    let Taken { resident, descriptors, regions, registered, connections, threads } = taken;
     let mib = resident as f64 / f64::from(1 << 20);
-    println!("| {when} | {mib:.1} | {regions} | {registered} | {connections} | {descriptors} |");
+    println!("| {when} | {mib:.1} | {regions} | {registered} | {connections} | {descriptors} | {threads} |");
 }
 
 /// A client has a descriptor for HTTP, for RDMA, and for where it waits for that; the server inherits the limit.

@@ -92,6 +92,7 @@ impl Server {
         let status = std::fs::read_to_string(format!("{process}/status"))?;
         let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).ok_or("no VmRSS")?;
         let kib: u64 = resident.trim().trim_end_matches(" kB").parse()?;
+        let threads = status.lines().find_map(|line| line.strip_prefix("Threads:")).ok_or("no Threads")?;
         let descriptors = std::fs::read_dir(format!("{process}/fd"))?.count();
         let figures = self.figures()?;
         let figure = |name: &str| -> Result<u64> {
@@ -104,6 +105,7 @@ impl Server {
             regions: figure("rdma_http_regions")?,
             registered: figure("rdma_http_registered_bytes")?,
             connections: figure("rdma_http_rdma_connections")?,
+            threads: threads.trim().parse()?,
         })
     }
 
@@ -136,6 +138,7 @@ pub(crate) struct Taken {
     pub(crate) registered: u64,
     /// RDMA connections.
     pub(crate) connections: u64,
+    pub(crate) threads: u64,
 }
 
 /// Waits until something is so.
