@@ -157,7 +157,7 @@ fn whoever_changes_a_download_on_its_way_is_noticed() {
             assert!(between.did(), "{doing:?}: nothing was done");
             // What never came is missed before anything is opened.
             let (code, words) = match doing {
-                Doing::LeaveOut => (8, "and not all of them are"),
+                Doing::LeaveOut | Doing::Cut => (8, "and not all of them are"),
                 _ => (18, "does not open at byte"),
             };
             assert_eq!(got.code, Some(code), "{doing:?} within {maxlen}: {}", got.stderr);
@@ -189,6 +189,47 @@ fn whoever_changes_an_upload_on_its_way_is_noticed() {
     let (events, directory) = httpd.stop_and_keep();
     assert_eq!(directory.path().read_dir().unwrap().count(), 0);
     assert_eq!(failures(&events).len(), 4);
+    assert_no_leak(&events);
+}
+
+#[test]
+fn a_body_that_is_cut_short_on_its_way_is_noticed() {
+    let identity = Identity::new();
+    let httpd = identity.serve(&SERVER);
+    httpd.file("body.bin", 1_500_000);
+    let source = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(source.path(), pattern(400_000)).unwrap();
+    let mut broken = 0;
+    for (mode, doing, wanted, why) in [
+        ("server-writes", Doing::Cut, 8, "and not all of them are"),
+        // It would be a shorter body, if its length were not in the head.
+        ("server-writes", Doing::CutAndTell, 8, "the server broke the protocol: it sent Done"),
+        ("client-reads", Doing::CutRead, 18, "RDMA connection was lost"),
+        ("client-writes", Doing::Cut, 18, "connection-lost"),
+        ("client-writes", Doing::CutAndTell, 18, "connection-lost"),
+        ("server-reads", Doing::CutRead, 18, "connection-lost"),
+    ] {
+        let between = Between::start(doing);
+        let path = past(&between);
+        let args: Vec<&str> = path.iter().map(String::as_str).chain(["--mode", mode]).collect();
+        let (code, stderr) = if ["client-writes", "server-reads"].contains(&mode) {
+            broken += 1;
+            identity.send(&httpd, source.path(), &[&args[..], &["-X", "POST"]].concat())
+        } else {
+            let got = identity.fetch(&httpd, "/body.bin", &args);
+            assert!(got.files().is_empty(), "{mode}, {doing:?}");
+            assert_no_leak(&got.events);
+            (got.code, got.stderr)
+        };
+        assert!(between.did(), "{mode}, {doing:?}: nothing was done");
+        assert_eq!(code, Some(wanted), "{mode}, {doing:?}: {stderr}");
+        assert!(stderr.contains(why), "{mode}, {doing:?}: {stderr}");
+    }
+    let (events, directory) = httpd.stop_and_keep();
+    let there: Vec<_> =
+        directory.path().read_dir().unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(there, ["body.bin"]);
+    assert!(failures(&events).len() >= broken, "{events:#?}");
     assert_no_leak(&events);
 }
 
