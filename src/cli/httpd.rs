@@ -236,6 +236,7 @@ pub fn command() -> clap::Command {
 
 /// Runs the program with `args` (the first is its own name) and returns its exit code.
 pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    super::allocator::keep_buffers();
     let args: Vec<OsString> = args.into_iter().collect();
     if let Some(code) = print_document(&command(), &args) {
         return code;

@@ -3,6 +3,7 @@
 pub mod fetch;
 pub mod httpd;
 
+mod allocator;
 mod common;
 mod jobs;
 mod output;

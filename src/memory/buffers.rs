@@ -4,6 +4,7 @@ use std::fs::File;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use super::pages::zeroed;
 use super::{Registered, Share, Strategy};
 use crate::events::{Event, Recorder};
 use crate::fabric::{Access, FabricError, Pd, Region};
@@ -189,13 +190,10 @@ impl Buffers {
                 free.region
             }
             None => {
-                let mut memory: Vec<u8> = Vec::new();
-                memory.try_reserve_exact(length).map_err(|_| {
+                let memory = zeroed(length).map_err(|_| {
                     FabricError::Invalid(format!("no address space for {length} bytes; lower --maxlen"))
                 })?;
-                drop(memory);
-                // Comes from the system as zero pages, which become memory when they are written to.
-                self.0.register(vec![0; length], access)?
+                self.0.register(memory, access)?
             }
         };
         Ok(Sink { buffer: self.buffer(region, access, length), length })

@@ -10,6 +10,7 @@
 
 mod budget;
 mod buffers;
+mod pages;
 mod registered;
 
 pub use budget::{Budget, Exhausted, Share};
