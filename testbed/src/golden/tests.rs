@@ -154,7 +154,7 @@ fn observation(v: Volatile) -> Observation {
         server: Side::new("rdma-httpd", Some(Exit::Code(0)), &server_events),
         served: body.clone(),
         arrived: body,
-        wire: Conversation { connections, unanswered_arp: [].into() },
+        wire: Conversation { connections, unanswered_arp: [].into(), exposed: None },
         timeline: Timeline {
             took: Duration::from_secs(1),
             start: START,

@@ -50,11 +50,9 @@ pub fn texts(observation: &Observation) -> Texts {
 
 /// The addresses of the client program's host: it makes the HTTP connections.
 fn clients(observation: &Observation) -> HashSet<IpAddr> {
-    let http = observation
-        .wire
-        .connections
-        .iter()
-        .filter(|connection| connection.forth.items.iter().any(|item| matches!(item, Item::Head(_))));
+    let http = observation.wire.connections.iter().filter(|connection| {
+        connection.forth.items.iter().any(|item| matches!(item, Item::Head(_) | Item::Tls { .. }))
+    });
     let told = observation.client.connections.iter().map(|connection| connection.local.ip());
     http.map(|connection| connection.initiator.ip()).chain(told).collect()
 }
@@ -291,6 +289,11 @@ fn wire(observation: &Observation, clients: &HashSet<IpAddr>, names: &mut Names)
         let (sender, target) = (names.ip((*sender).into()), names.ip((*target).into()));
         page.line(format!("ARP: {sender} asks for {target}; nobody answers"));
     }
+    match observation.wire.exposed {
+        None => {}
+        Some(0) => page.line("nothing of the body in the clear"),
+        Some(blocks) => page.line(format!("{blocks} blocks of the body in the clear")),
+    }
     page.text
 }
 
@@ -353,6 +356,7 @@ fn item(page: &mut Page, arrow: char, item: &Item, (sender, names): (Owner, &mut
         }
         Item::Body { length, sha256 } if *length > 0 => format!("body: {}, sha256 {sha256}", bytes(*length)),
         Item::Body { .. } => "body: empty".to_owned(),
+        Item::Tls { records } => format!("TLS: {records}"),
         Item::MpaStart(start) => mpa_start(start, sender, names),
         Item::Writes(run) => tagged("Write", *run, sender.peer(), names),
         Item::ReadResponses(run) => tagged("Read Response", *run, sender.peer(), names),

@@ -8,6 +8,8 @@ use std::time::{Duration, SystemTime};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+/// Bytes of a body's blocks, no two of which are alike.
+pub const BLOCK: usize = 32;
 /// Modification time of every body, so that `Last-Modified` is the same in every run: the first day of NCA 2007.
 const MODIFIED: Duration = Duration::from_secs(1_184_198_400);
 

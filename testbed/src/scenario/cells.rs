@@ -46,7 +46,8 @@ fn table() -> String {
         };
         let memory = |args| flag(args, "--memory").unwrap_or("dynamic");
         let memory = format!("{}, {}", memory(server), memory(client));
-        let cell = (format!("{method} {mode}"), connects.to_owned(), memory);
+        let sealed = if scenario.server.tls { ", sealed" } else { "" };
+        let cell = (format!("{method} {mode}{sealed}"), connects.to_owned(), memory);
         cells.entry(cell).or_default().push(format!("`{}`", scenario.name));
     }
     let mut page = HEAD.to_owned();

@@ -37,6 +37,19 @@ impl Work {
         }
     }
 
+    /// What is sent, or asked for.
+    pub(super) fn body(&self, scenario: &Scenario) -> PathBuf {
+        match &scenario.client.upload {
+            Some(file) => self.folder.join(&file.path),
+            None => self.root().join(scenario.client.target.trim_start_matches('/')),
+        }
+    }
+
+    /// The server's certificate, where it has TLS, and the key to it.
+    pub(super) fn identity(&self) -> (PathBuf, PathBuf) {
+        (self.folder.join("certificate.pem"), self.folder.join("key.pem"))
+    }
+
     pub(super) fn heads(&self) -> PathBuf {
         self.folder.join("heads.txt")
     }
@@ -54,8 +67,11 @@ pub(super) fn server_command(
 ) -> Command {
     let listen = SocketAddr::new(place.server, 0);
     let own = ["--events".to_owned(), "-".to_owned(), "--root".to_owned(), text(&work.root())];
+    let (certificate, key) = work.identity();
+    let tls = ["--tls-cert".to_owned(), text(&certificate), "--tls-key".to_owned(), text(&key)];
     let mut command = Command::new(&scenario.server.host, HTTPD)
         .args(own)
+        .args(tls.into_iter().filter(|_| scenario.server.tls))
         .args(["--listen".to_owned(), listen.to_string()])
         .args(["--fabric".to_owned(), fabric.to_string()])
         .args(scenario.server.args.iter().map(|argument| place.placeholders.fill(argument)))
@@ -89,10 +105,15 @@ pub(super) fn client_command(
         Some(file) => command.arg("--upload-file").arg(text(&work.folder.join(&file.path))),
         None => command,
     };
+    let (scheme, trusted) = match scenario.server.tls {
+        true => ("https", vec!["--cacert".to_owned(), text(&work.identity().0)]),
+        false => ("http", Vec::new()),
+    };
     let mut command = command
+        .args(trusted)
         .args((0..client.requests).flat_map(|request| ["--output".to_owned(), text(&work.output(request))]))
         .args(client.args.iter().map(|argument| place.placeholders.fill(argument)))
-        .args((0..client.requests).map(|_| format!("http://{server}{}", client.target)));
+        .args((0..client.requests).map(|_| format!("{scheme}://{server}{}", client.target)));
     for (name, value) in &client.env {
         command = command.env(name, value);
     }

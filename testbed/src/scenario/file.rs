@@ -51,6 +51,8 @@ pub struct Server {
     pub fabric: Option<FabricKind>,
     /// Arguments after the runner's own.
     pub args: Vec<String>,
+    /// Whether it is https; then the body must not go in the clear anywhere.
+    pub tls: bool,
     /// Set in its environment.
     pub env: BTreeMap<String, String>,
     /// What lies in its root.
@@ -242,6 +244,7 @@ impl Scenario {
                 host: raw.server.host.unwrap_or_else(|| "server".to_owned()),
                 fabric: server_fabric,
                 args: plain(raw.server.args),
+                tls: raw.server.tls,
                 env: raw.server.env,
                 files,
             },
@@ -322,6 +325,8 @@ struct RawScenario {
 struct RawServer {
     host: Option<String>,
     fabric: Option<Spanned<FabricKind>>,
+    #[serde(default)]
+    tls: bool,
     #[serde(default)]
     args: Vec<Spanned<String>>,
     #[serde(default)]

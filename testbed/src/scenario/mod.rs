@@ -12,6 +12,7 @@ mod embedded;
 mod fabrics;
 mod file;
 mod guest;
+mod identity;
 mod library;
 mod observation;
 mod program;

@@ -14,6 +14,7 @@ use tokio::sync::watch;
 
 use super::body::{self, Content};
 use super::command::{Work, client_command, curl_exchanges, server_command};
+use super::identity;
 use super::program::{Program as Process, Told, tail};
 use super::rounds::{RoundTrips, requests, round_trip};
 use super::settle::settled;
@@ -148,6 +149,10 @@ impl Runner<'_> {
             in_step().await;
         }
         let served = make_bodies(scenario, work, making).await?;
+        if scenario.server.tls {
+            let (certificate, key) = work.identity();
+            identity::make(place.server, &certificate, &key).map_err(io_trouble("make a certificate"))?;
+        }
         let noting = "note in the lab's directory which link is captured";
         self.claim.captures(&place.link).map_err(io_trouble(noting))?;
         let started = self.client.capture_start(&place.link, &work.capture()).await;
@@ -186,13 +191,21 @@ impl Runner<'_> {
             None => (0..scenario.client.requests).map(|request| work.output(request)).collect(),
         };
         let expected = served.clone();
+        let secret = scenario.server.tls.then(|| work.body(scenario));
         let decoded = tokio::task::spawn_blocking(move || {
             let mut arrived = outputs.iter().map(|output| body::read(output));
             // All are the same, or the first that is not is shown.
             let first = arrived.next().unwrap_or_else(|| Err(io::ErrorKind::NotFound.into()));
             let is_wrong = |content: &io::Result<Content>| content.as_ref().ok() != expected.as_ref();
             let shown = if is_wrong(&first) { first } else { arrived.find(is_wrong).unwrap_or(first) };
-            (wire::decode(&capture), shown)
+            let wire = wire::decode(&capture).map_err(Trouble::from).and_then(|mut wire| {
+                if let Some(body) = secret {
+                    let blocks = wire::Blocks::of(&body).map_err(io_trouble("read the body"))?;
+                    wire.exposed = Some(wire::exposed(&capture, &blocks)?);
+                }
+                Ok(wire)
+            });
+            (wire, shown)
         });
         let (wire, arrived) = decoded.await.map_err(|error| Trouble::Said(error.to_string()))?;
         let arrived = match arrived {

@@ -4,12 +4,14 @@
 //! run of RDMA Writes that continue each other is one [`Item`]. Directions of a connection are told apart and not
 //! interleaved, since the order between them is a matter of time.
 
+mod clear;
 mod frame;
 mod http;
 mod in_place;
 mod mpa;
 mod reassembly;
 mod roce;
+mod tls;
 mod tracker;
 
 use std::collections::BTreeSet;
@@ -19,6 +21,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+pub(crate) use clear::{Blocks, exposed};
 pub(crate) use http::response_heads;
 pub use mpa::CrcTally;
 
@@ -29,6 +32,9 @@ pub struct Conversation {
     pub connections: Vec<WireConnection>,
     /// ARP requests that nobody answered: who asked, and for whom.
     pub unanswered_arp: BTreeSet<(Ipv4Addr, Ipv4Addr)>,
+    /// Blocks of the body that went in the clear, where none should.
+    #[serde(default)]
+    pub exposed: Option<u64>,
 }
 
 /// One connection, of TCP or of RoCE.
@@ -110,6 +116,11 @@ pub enum Item {
         length: u64,
         /// SHA-256 in hexadecimal.
         sha256: String,
+    },
+    /// TLS.
+    Tls {
+        /// The kinds of its records, in words.
+        records: String,
     },
     /// An MPA Request or Reply (RFC 5044, section 7.1).
     MpaStart(MpaStart),
@@ -269,6 +280,9 @@ impl Conversation {
     /// What breaks a protocol, in words.
     pub fn violations(&self) -> Vec<String> {
         let mut found = Vec::new();
+        if let Some(blocks @ 1..) = self.exposed {
+            found.push(format!("wire: {blocks} blocks of the body went in the clear, although it is https"));
+        }
         for connection in &self.connections {
             let (from, to) = (connection.initiator, connection.responder);
             for direction in [&connection.forth, &connection.back] {

@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::io::BufWriter;
+use std::path::Path;
 use std::time::Duration;
 
 use etherparse::PacketBuilder;
@@ -80,7 +81,12 @@ fn ways(client: ([u8; 4], u16), server: ([u8; 4], u16), isn: u32) -> [Way; 2] {
 fn decode_frames(frames: &[Vec<u8>]) -> Result<Conversation, WireError> {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("x.pcapng");
-    let mut writer = PcapNgWriter::new(BufWriter::new(std::fs::File::create(&path).unwrap())).unwrap();
+    write_frames(&path, frames);
+    decode(&path)
+}
+
+fn write_frames(path: &Path, frames: &[Vec<u8>]) {
+    let mut writer = PcapNgWriter::new(BufWriter::new(std::fs::File::create(path).unwrap())).unwrap();
     let interface = InterfaceDescriptionBlock { linktype: DataLink::ETHERNET, snaplen: 0, options: vec![] };
     writer.write_pcapng_block(interface).unwrap();
     for frame in frames {
@@ -93,8 +99,6 @@ fn decode_frames(frames: &[Vec<u8>]) -> Result<Conversation, WireError> {
         };
         writer.write_pcapng_block(packet).unwrap();
     }
-    drop(writer);
-    decode(&path)
 }
 
 fn start_frame(kind: FrameKind) -> Vec<u8> {
@@ -324,6 +328,28 @@ fn a_damaged_fpdu_and_a_skipped_message_are_said() {
     for expected in ["1 bad CRC", "message 3 of queue 0 where 2 was due", "not continued where it left off"] {
         assert!(violations.iter().any(|v| v.contains(expected)), "{expected}: {violations:?}");
     }
+}
+
+#[test]
+fn a_body_that_goes_as_it_is_is_seen_however_it_is_cut() {
+    let folder = tempfile::tempdir().unwrap();
+    let (body, capture) = (folder.path().join("body"), folder.path().join("x.pcapng"));
+    crate::scenario::body::write(&body, 10_000, 1).unwrap();
+    let blocks = Blocks::of(&body).unwrap();
+    let bytes = std::fs::read(&body).unwrap();
+    let [forth, _] = ways((CLIENT, 40_000), (SERVER, 4711), 5);
+    let shown = |payload: &[u8], size| {
+        write_frames(&capture, &forth.stream(payload, size));
+        exposed(&capture, &blocks).unwrap()
+    };
+    assert_eq!(shown(&bytes, 100_000), 313);
+    // Wherever a frame begins and ends, it holds a block of any 47 bytes.
+    assert!(shown(&bytes, 47) >= 212);
+    assert_eq!(shown(&bytes[5001..5048], 100), 1);
+    let other: Vec<u8> = bytes.iter().map(|byte| byte ^ 1).collect();
+    assert_eq!(shown(&other, 100_000), 0);
+    let said = Conversation { exposed: Some(1), ..Conversation::default() }.violations();
+    assert_eq!(said, ["wire: 1 blocks of the body went in the clear, although it is https"]);
 }
 
 #[test]

@@ -12,6 +12,7 @@ use super::in_place::InPlace;
 use super::mpa::MpaConnection;
 use super::reassembly::Reassembly;
 use super::roce::Roce;
+use super::tls::{TlsStream, looks_like_tls};
 use super::{Conversation, Direction, End, Item, Opening, Times, WireConnection, WireError};
 
 const MAX_CONNECTIONS: usize = 4096;
@@ -56,6 +57,7 @@ enum Protocol {
     /// What each direction said so far.
     Undecided([Vec<u8>; 2]),
     Http(Box<[HttpStream; 2]>),
+    Tls([TlsStream; 2]),
     Mpa(Box<MpaConnection>),
     /// HTTP at first.
     InPlace(Box<InPlace>),
@@ -170,6 +172,7 @@ impl Tracker {
         Conversation {
             connections: connections.into_iter().map(|(_, connection)| connection).collect(),
             unanswered_arp: requests.filter(|(_, target)| !answered.contains(target)).collect(),
+            exposed: None,
         }
     }
 }
@@ -217,13 +220,14 @@ impl Protocol {
                     *self = Self::InPlace(Box::new(InPlace::after(streams, &begun)));
                 }
             }
+            Self::Tls(streams) => streams[way].push(bytes),
             Self::InPlace(connection) => connection.push(way == FORTH, bytes),
             Self::Mpa(connection) => connection.push(way == FORTH, bytes),
             Self::Unknown(lengths) => lengths[way] += bytes.len() as u64,
         }
     }
 
-    /// Who connects speaks first, in both protocols.
+    /// Who connects speaks first, in all protocols.
     fn decide(&mut self) {
         let Self::Undecided(beginnings) = self else { return };
         let first = &beginnings[FORTH];
@@ -235,6 +239,8 @@ impl Protocol {
             Self::Mpa(Box::default())
         } else if is_http(first) {
             Self::Http(Box::new([HttpStream::new(Speaker::Client), HttpStream::new(Speaker::Server)]))
+        } else if looks_like_tls(first) {
+            Self::Tls(Default::default())
         } else if !first.is_empty() || beginnings[BACK].len() > MAX_BEGINNING {
             Self::Unknown([0, 0])
         } else {
@@ -257,6 +263,7 @@ impl Protocol {
         match self {
             Self::Undecided(beginnings) => beginnings.map(|beginning| unknown(beginning.len() as u64)),
             Self::Http(streams) => streams.map(|stream| plain(stream.finish())),
+            Self::Tls(streams) => streams.map(|stream| plain(stream.finish())),
             Self::Mpa(connection) => {
                 connection.finish().map(|(items, crc)| Direction { items, crc, ..Direction::default() })
             }
