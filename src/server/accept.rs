@@ -205,6 +205,8 @@ async fn serve_one<S, B, I>(
         }
         tracing::debug!(%peer, %error, "HTTP connection ended");
     }
+    // A service may have taken the stream for a protocol of its own: that counts, and is not idle.
+    room.begin();
     http.close().await;
 }
 

@@ -1,7 +1,7 @@
 //! A client and a server made by hand: their HTTP is written out, their RDMA goes over a soft connection that does what it
 //! is told.
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,10 +10,10 @@ use rdma_http::fabric::soft::{SoftFabric, SoftOptions};
 use rdma_http::fabric::{
     Access, ConnectOptions, Connection, Fabric, FabricError, Listener, Pd, Region, RemoteAddress, Stag,
 };
-use rdma_http::header::{Offer, Route, TransferId};
+use rdma_http::header::{Asked, Offer, Route, TransferId};
 use rdma_http::message::Message;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
 use super::victim::Victim;
 use crate::program::{Fetched, assert_no_leak, fetch};
@@ -31,6 +31,8 @@ pub(crate) struct Hand {
     pub(crate) pd: Pd,
     fabric: SoftFabric,
     listener: Box<dyn Listener>,
+    /// Of the last offer.
+    id: TransferId,
 }
 
 /// A region that the server told of.
@@ -52,15 +54,19 @@ impl Shown {
 
 impl Hand {
     pub(crate) async fn new(victim: &Victim) -> Self {
-        Self::at(victim.address()).await
+        Self::at(victim.address(), Ipv4Addr::LOCALHOST).await
     }
 
-    /// One of the server at this address.
-    pub(crate) async fn at(server: SocketAddr) -> Self {
+    /// One of the server at this address, who has an address of its own.
+    pub(crate) async fn at(server: SocketAddr, own: Ipv4Addr) -> Self {
         let fabric = SoftFabric::new(SoftOptions::default());
-        let listener = fabric.listen("127.0.0.1:0".parse().unwrap()).await.unwrap();
-        let (http, pd) = (TcpStream::connect(server).await.unwrap(), fabric.allocate_pd().unwrap());
-        Self { http, pd, fabric, listener }
+        let listener = fabric.listen((own, 0).into()).await.unwrap();
+        let socket = TcpSocket::new_v4().unwrap();
+        if own != Ipv4Addr::LOCALHOST {
+            socket.bind((own, 0).into()).unwrap();
+        }
+        let (http, pd) = (socket.connect(server).await.unwrap(), fabric.allocate_pd().unwrap());
+        Self { http, pd, fabric, listener, id: TransferId::NONE }
     }
 
     /// Memory of our own.
@@ -82,6 +88,10 @@ impl Hand {
 
     /// Sends a request's head.
     pub(crate) async fn ask(&mut self, line: &str, offer: &str) {
+        self.id = match HeaderValue::from_str(offer).ok().and_then(|value| Asked::parse(&value).ok()) {
+            Some(Asked::Transfer(Offer { id: Some(id), .. })) => id,
+            _ => TransferId::NONE,
+        };
         let upload = !line.starts_with("GET") && !line.starts_with("OPTIONS");
         let more = if upload { "Expect: 100-continue\r\nTransfer-Encoding: chunked\r\n" } else { "" };
         let head = format!("{line} HTTP/1.1\r\nHost: x\r\nRDMA: {offer}\r\n{more}\r\n");
@@ -113,9 +123,15 @@ impl Hand {
         (connection, shown, id)
     }
 
-    /// Accepts the server's connection.
+    /// Accepts the server's connection for the last offer. One for whoever had our port before is not ours.
     pub(crate) async fn accept(&self) -> Arc<dyn Connection> {
-        let request = soon(self.listener.accept()).await.unwrap();
+        let hello = Message::Hello { id: self.id }.encode();
+        let request = loop {
+            let request = soon(self.listener.accept()).await.unwrap();
+            if request.private_data() == hello {
+                break request;
+            }
+        };
         let options = ConnectOptions { receive_depth: 256, receive_size: 64, ..ConnectOptions::default() };
         soon(request.accept(&self.pd, options)).await.unwrap()
     }

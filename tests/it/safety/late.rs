@@ -59,30 +59,33 @@ async fn a_write_after_the_upload_changes_nothing() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_write_after_the_upload_has_timed_out_changes_nothing() {
-    for memory in MEMORIES {
-        let args = ["--memory", memory, "--chunk-size", "64K", "--window", "2", "--stall-timeout", "0.15"];
-        let victim = Victim::start(&args);
-        let other = pattern(LENGTH);
-        let mut late = Hand::new(&victim).await;
-        let (connection, shown, _) = late.upload("/first.bin", LENGTH as u64).await;
-        let junk = late.region(vec![0xee; LENGTH]);
-        soon(connection.write(&junk, 0, LENGTH / 2, shown.at)).await.unwrap();
-        let answer = late.answer().await;
-        assert!(answer.starts_with("http/1.1 500 "), "{memory}: {answer}");
-        assert!(answer.contains("rdma: failed, reason=timed-out\r\n"), "{memory}: {answer}");
-        // The memory is free, and another's.
-        let mut next = Hand::new(&victim).await;
-        let (nexts, region, next_id) = next.upload("/second.bin", LENGTH as u64).await;
-        let written = soon(connection.write(&junk, 0, LENGTH, shown.at)).await;
-        let end = soon(connection.closed()).await;
-        assert!(matches!(end, FabricError::Closed | FabricError::TerminatedByPeer(_)), "{memory}: {end:?}");
-        drop(written);
-        finish_upload(&mut next, &*nexts, (region, next_id), (&other, 0)).await;
-        assert!(!victim.has("first.bin"), "{memory}");
-        assert!(victim.content("second.bin") == other, "{memory}");
-        drop((late, next));
-        victim.unharmed().await;
-    }
+    // At once, since each waits for the time to be up; which is long enough for those who are not late.
+    futures_util::future::join_all(MEMORIES.map(a_write_after_the_timeout)).await;
+}
+
+async fn a_write_after_the_timeout(memory: &str) {
+    let args = ["--memory", memory, "--chunk-size", "64K", "--window", "2", "--stall-timeout", "2"];
+    let victim = Victim::start(&args);
+    let other = pattern(LENGTH);
+    let mut late = Hand::new(&victim).await;
+    let (connection, shown, _) = late.upload("/first.bin", LENGTH as u64).await;
+    let junk = late.region(vec![0xee; LENGTH]);
+    soon(connection.write(&junk, 0, LENGTH / 2, shown.at)).await.unwrap();
+    let answer = late.answer().await;
+    assert!(answer.starts_with("http/1.1 500 "), "{memory}: {answer}");
+    assert!(answer.contains("rdma: failed, reason=timed-out\r\n"), "{memory}: {answer}");
+    // The memory is free, and another's.
+    let mut next = Hand::new(&victim).await;
+    let (nexts, region, next_id) = next.upload("/second.bin", LENGTH as u64).await;
+    let written = soon(connection.write(&junk, 0, LENGTH, shown.at)).await;
+    let end = soon(connection.closed()).await;
+    assert!(matches!(end, FabricError::Closed | FabricError::TerminatedByPeer(_)), "{memory}: {end:?}");
+    drop(written);
+    finish_upload(&mut next, &*nexts, (region, next_id), (&other, 0)).await;
+    assert!(!victim.has("first.bin"), "{memory}");
+    assert!(victim.content("second.bin") == other, "{memory}");
+    drop((late, next));
+    victim.unharmed().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
@@ -139,11 +142,8 @@ async fn a_kept_buffer_shows_nothing_of_the_body_before() {
     }
 }
 
-/// A client of the library.
-fn client(memory: Strategy, timeout: Duration) -> Client {
-    let fabric = Arc::new(SoftFabric::new(SoftOptions::default()));
-    let options = Options { maxlen: LENGTH as u64, memory, timeout, ..Options::default() };
-    Client::new(Some(fabric), options, Recorder::default())
+fn options(memory: Strategy) -> Options {
+    Options { maxlen: LENGTH as u64, memory, timeout: Duration::from_secs(60), ..Options::default() }
 }
 
 const STRATEGIES: [Strategy; 3] = [Strategy::Dynamic, Strategy::Static, Strategy::Cache];
@@ -154,7 +154,8 @@ async fn a_server_that_writes_after_the_response_changes_nothing() {
         let body = pattern(LENGTH);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
-        let client = client(memory, Duration::from_secs(60));
+        let fabric = Arc::new(SoftFabric::new(SoftOptions::default()));
+        let client = Client::new(Some(fabric), options(memory), Recorder::default());
         let (answered, has_answer) = oneshot::channel();
         let asking = tokio::spawn(async move {
             let mut connection = client.connect("127.0.0.1", port).await.unwrap();
@@ -191,41 +192,46 @@ async fn a_server_that_writes_after_the_response_changes_nothing() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_server_that_writes_after_the_timeout_changes_nothing() {
-    for memory in STRATEGIES {
-        let body = pattern(LENGTH);
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let port = listener.local_addr().unwrap().port();
-        let client = client(memory, Duration::from_millis(150));
-        let asking = tokio::spawn(async move {
-            let mut connection = client.connect("127.0.0.1", port).await.unwrap();
-            let first = connection.get("/x", HeaderMap::new()).await;
-            assert!(matches!(first, Err(ClientError::TimedOut { .. })), "{first:?}");
-            // The same client goes on, elsewhere.
-            let mut connection = client.connect("127.0.0.1", port).await.unwrap();
-            let response = connection.get("/y", HeaderMap::new()).await.unwrap();
-            response.body.collect(LENGTH).await.unwrap()
-        });
-        let serve = async |body: &[u8], done: bool| {
-            let mut server = HandServer::accept(&listener).await;
-            let offer = server.offer().await;
-            let connection = server.connect(&offer).await;
-            let (at, id) = (offer.region.unwrap().at, offer.id.unwrap());
-            let source = server.pd.register(body.to_vec(), Access::LOCAL_READ).unwrap();
-            soon(connection.write(&source, 0, LENGTH, at)).await.unwrap();
-            if done {
-                soon(connection.send(Message::Done { id, bytes: LENGTH as u64 }.encode())).await.unwrap();
-                let field = format!("server-writes, bytes={LENGTH}, id={id}");
-                server.say(&format!("HTTP/1.1 200 OK\r\nContent-Length: 0\r\nRDMA: {field}\r\n\r\n")).await;
-            }
-            (server, connection, at)
-        };
-        let (late_server, late, at) = serve(&body, false).await;
-        let _served = serve(&body, true).await;
-        let junk = late_server.pd.register(vec![0xee; LENGTH], Access::LOCAL_READ).unwrap();
-        let written = late.write(&junk, 0, LENGTH, at);
-        let end = soon(late.closed()).await;
-        assert!(matches!(end, FabricError::Closed | FabricError::TerminatedByPeer(_)), "{memory:?}: {end:?}");
-        drop(written);
-        assert!(soon(asking).await.unwrap() == body, "{memory:?}");
-    }
+    futures_util::future::join_all(STRATEGIES.map(a_server_after_the_timeout)).await;
+}
+
+async fn a_server_after_the_timeout(memory: Strategy) {
+    let body = pattern(LENGTH);
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let fabric = Arc::new(SoftFabric::new(SoftOptions::default()));
+    let hasty = Options { timeout: Duration::from_secs(1), ..options(memory) };
+    let client = Client::new(Some(fabric.clone()), hasty, Recorder::default());
+    let asking = tokio::spawn(async move {
+        let mut connection = client.connect("127.0.0.1", port).await.unwrap();
+        let first = connection.get("/x", HeaderMap::new()).await;
+        assert!(matches!(first, Err(ClientError::TimedOut { .. })), "{first:?}");
+        // It goes on elsewhere.
+        let client = Client::new(Some(fabric), options(memory), Recorder::default());
+        let mut connection = client.connect("127.0.0.1", port).await.unwrap();
+        let response = connection.get("/y", HeaderMap::new()).await.unwrap();
+        response.body.collect(LENGTH).await.unwrap()
+    });
+    let serve = async |body: &[u8], done: bool| {
+        let mut server = HandServer::accept(&listener).await;
+        let offer = server.offer().await;
+        let connection = server.connect(&offer).await;
+        let (at, id) = (offer.region.unwrap().at, offer.id.unwrap());
+        let source = server.pd.register(body.to_vec(), Access::LOCAL_READ).unwrap();
+        soon(connection.write(&source, 0, LENGTH, at)).await.unwrap();
+        if done {
+            soon(connection.send(Message::Done { id, bytes: LENGTH as u64 }.encode())).await.unwrap();
+            let field = format!("server-writes, bytes={LENGTH}, id={id}");
+            server.say(&format!("HTTP/1.1 200 OK\r\nContent-Length: 0\r\nRDMA: {field}\r\n\r\n")).await;
+        }
+        (server, connection, at)
+    };
+    let (late_server, late, at) = serve(&body, false).await;
+    let _served = serve(&body, true).await;
+    let junk = late_server.pd.register(vec![0xee; LENGTH], Access::LOCAL_READ).unwrap();
+    let written = late.write(&junk, 0, LENGTH, at);
+    let end = soon(late.closed()).await;
+    assert!(matches!(end, FabricError::Closed | FabricError::TerminatedByPeer(_)), "{memory:?}: {end:?}");
+    drop(written);
+    assert!(soon(asking).await.unwrap() == body, "{memory:?}");
 }

@@ -1,7 +1,7 @@
 //! Requests that advertise and vanish, at every point of every flow, many at once. `ATTACKS=1000000` makes it a million.
 
 use std::collections::HashMap;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use rdma_http::header::TransferId;
@@ -18,8 +18,8 @@ const AT_ONCE: usize = 32;
 const POINTS: usize = 14;
 
 /// One request, up to the point at which it vanishes. With `reset` its TCP connection does not even end in good order.
-async fn vanish(server: SocketAddr, point: usize, reset: bool) {
-    let mut hand = Hand::at(server).await;
+async fn vanish(server: SocketAddr, own: Ipv4Addr, point: usize, reset: bool) {
+    let mut hand = Hand::at(server, own).await;
     if reset {
         socket2::SockRef::from(&hand.http).set_linger(Some(Duration::ZERO)).unwrap();
     }
@@ -81,12 +81,16 @@ fn held(victim: &Victim) -> (u64, usize) {
 }
 
 async fn many(server: SocketAddr, attacks: usize) {
+    // The server may connect to whoever has vanished when another test has got that port: so no other has these addresses.
+    // They are many, since a port rests for a minute.
+    let [.., high, low] = (std::process::id() & 0x7fff).to_be_bytes();
+    let own = |attack: usize| Ipv4Addr::new(127, 64 + high, low, u8::try_from(1 + attack % 200).unwrap());
     let mut going = JoinSet::new();
     for attack in 0..attacks {
         if going.len() >= AT_ONCE {
             going.join_next().await.unwrap().unwrap();
         }
-        going.spawn(vanish(server, attack % POINTS, (attack / POINTS).is_multiple_of(2)));
+        going.spawn(vanish(server, own(attack), attack % POINTS, (attack / POINTS).is_multiple_of(2)));
     }
     while let Some(ended) = going.join_next().await {
         ended.unwrap();
