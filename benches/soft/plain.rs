@@ -4,7 +4,7 @@
 use std::fs::File;
 use std::io::{IoSliceMut, Read, Write};
 use std::net::{TcpListener, TcpStream};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::Instant;
 
 use nix::sys::sendfile::sendfile64;
@@ -33,14 +33,7 @@ const PIECE: usize = 256 << 10;
 
 /// iperf3 over loopback, with further arguments: gigabits per second.
 pub(crate) fn iperf(bytes: usize, further: &[&str]) -> Result<f64> {
-    let port = TcpListener::bind(loopback())?.local_addr()?.port().to_string();
-    let mut server = Command::new("iperf3")
-        .args(["-s", "-1", "-p", &port, "--forceflush"])
-        .stdout(Stdio::piped())
-        .spawn()?;
-    // It says that it listens before it accepts.
-    let mut first = [0; 64];
-    server.stdout.as_mut().ok_or("no output")?.read_exact(&mut first)?;
+    let (port, mut server) = iperf_server()?;
     let output = Command::new("iperf3")
         .args(["-c", "127.0.0.1", "-p", &port, "-J", "-n", &bytes.to_string()])
         .args(further)
@@ -51,6 +44,25 @@ pub(crate) fn iperf(bytes: usize, further: &[&str]) -> Result<f64> {
         .as_f64()
         .map(|b| b / 1e9)
         .ok_or("iperf3 gave no rate".into())
+}
+
+/// iperf3 as a server for one client, and its port.
+fn iperf_server() -> Result<(String, Child)> {
+    const ATTEMPTS: usize = 5;
+    for _ in 0..ATTEMPTS {
+        let port = TcpListener::bind(loopback())?.local_addr()?.port().to_string();
+        let mut server = Command::new("iperf3")
+            .args(["-s", "-1", "-p", &port, "--forceflush"])
+            .stdout(Stdio::piped())
+            .spawn()?;
+        // It says that it listens before it accepts.
+        if server.stdout.as_mut().ok_or("no output")?.read_exact(&mut [0; 64]).is_ok() {
+            return Ok((port, server));
+        }
+        // Somebody else has got the port meanwhile.
+        server.wait()?;
+    }
+    Err("iperf3 does not listen".into())
 }
 
 /// Moves a region of `region` bytes `count` times: wall seconds and CPU seconds of both sides.
