@@ -6,12 +6,13 @@ use std::ops::Range;
 use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
-use miette::{Diagnostic, NamedSource, SourceSpan};
 use rdma_http::fabric::FabricKind;
 use serde::{Deserialize, Serialize};
 use toml::Spanned;
 
 use super::Fabrics;
+use super::error::{ScenarioError, what_was_meant};
+use super::placeholders::Placeholders;
 use crate::topology::{Plan, Size, Time, UnitError};
 
 /// The largest body that a scenario may ask for: it is written to disk, served, and hashed twice.
@@ -109,57 +110,6 @@ impl Program {
             Self::Curl => "curl",
         }
     }
-}
-
-/// A scenario's file that cannot be used: where, and what was meant.
-#[derive(Debug, thiserror::Error, Diagnostic)]
-#[error("{message}")]
-pub struct ScenarioError {
-    message: String,
-    #[help]
-    help: Option<String>,
-    #[source_code]
-    source_code: NamedSource<String>,
-    #[label("here")]
-    span: SourceSpan,
-    file: PathBuf,
-    line: usize,
-    column: usize,
-}
-
-impl ScenarioError {
-    fn new(file: &Path, text: &str, span: Range<usize>, message: String, help: Option<String>) -> Self {
-        let before = &text[..floor_char_boundary(text, span.start)];
-        let line = before.matches('\n').count() + 1;
-        let column = before.rsplit('\n').next().unwrap_or_default().chars().count() + 1;
-        Self {
-            message: format!("{}:{line}:{column}: {message}", file.display()),
-            help,
-            source_code: NamedSource::new(file.display().to_string(), text.to_owned()),
-            span: (span.start, span.end.saturating_sub(span.start).max(1)).into(),
-            file: file.to_owned(),
-            line,
-            column,
-        }
-    }
-
-    /// The file.
-    pub fn file(&self) -> &Path {
-        &self.file
-    }
-
-    /// Line and column, from 1, the column in characters.
-    pub fn position(&self) -> (usize, usize) {
-        (self.line, self.column)
-    }
-}
-
-fn floor_char_boundary(text: &str, mut at: usize) -> usize {
-    at = at.min(text.len());
-    while !text.is_char_boundary(at) {
-        at -= 1;
-    }
-    at
 }
 
 impl Scenario {
@@ -268,46 +218,6 @@ impl Scenario {
     }
 }
 
-/// What stands for a value of the topology in a scenario's arguments.
-#[derive(Clone, Debug)]
-pub struct Placeholders {
-    values: [(&'static str, String); 3],
-}
-
-impl Placeholders {
-    /// The names that may stand in braces: the server's address, the client's address, and an address of the client's
-    /// subnet that nobody has.
-    pub const NAMES: [&'static str; 3] = ["server", "client", "nobody"];
-
-    /// Values for the [`NAMES`](Self::NAMES), in their order.
-    pub fn new(server: String, client: String, nobody: String) -> Self {
-        Self { values: [("server", server), ("client", client), ("nobody", nobody)] }
-    }
-
-    /// Puts the values in.
-    pub fn fill(&self, argument: &str) -> String {
-        let mut filled = argument.to_owned();
-        for (name, value) in &self.values {
-            filled = filled.replace(&format!("{{{name}}}"), value);
-        }
-        filled
-    }
-
-    fn check(argument: &str) -> Result<(), String> {
-        let mut rest = argument;
-        while let Some((_, after)) = rest.split_once('{') {
-            let Some((name, after)) = after.split_once('}') else {
-                return Err("a `{` without its `}`".to_owned());
-            };
-            if !Self::NAMES.contains(&name) {
-                return Err(format!("nothing is called {{{name}}}"));
-            }
-            rest = after;
-        }
-        Ok(())
-    }
-}
-
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct RawScenario {
@@ -363,18 +273,6 @@ struct RawClient {
     args: Vec<Spanned<String>>,
     #[serde(default)]
     env: BTreeMap<String, String>,
-}
-
-/// For "unknown field `tagret`, expected one of `host`, `target`": the nearest of those that were expected.
-fn what_was_meant(message: &str) -> Option<String> {
-    if !message.starts_with("unknown ") {
-        return None;
-    }
-    let mut quoted = message.split('`').skip(1).step_by(2);
-    let wrong = quoted.next()?;
-    let known: Vec<&str> = quoted.collect();
-    let nearest = similar::get_close_matches(wrong, &known, 1, 0.6);
-    nearest.first().map(|name| format!("did you mean `{name}`?"))
 }
 
 fn parse_size(text: &str) -> Result<u64, UnitError> {
@@ -516,12 +414,6 @@ target = "/body.bin"
         let (_, message, help) = error_of("target =", "program = \"crul\"\ntarget =");
         assert!(message.contains("unknown variant `crul`"), "{message}");
         assert_eq!(help, "did you mean `curl`?");
-    }
-
-    #[test]
-    fn placeholders_are_filled() {
-        let values = Placeholders::new("10.0.0.1".into(), "10.0.0.2".into(), "10.0.0.254".into());
-        assert_eq!(values.fill("--x={server},{nobody}"), "--x=10.0.0.1,10.0.0.254");
     }
 
     proptest::proptest! {

@@ -9,12 +9,14 @@ mod cells;
 mod claim;
 mod command;
 mod embedded;
+mod error;
 mod fabrics;
 mod file;
 mod guest;
 mod identity;
 mod library;
 mod observation;
+mod placeholders;
 mod program;
 mod rounds;
 mod run;
@@ -24,13 +26,13 @@ mod timeline;
 pub mod wire;
 
 pub use claim::Claim;
+pub use error::ScenarioError;
 pub use fabrics::Fabrics;
-pub use file::{
-    Body, Client, DEFAULT_TIMEOUT, MAX_BODY, Placeholders, Program, Scenario, ScenarioError, Server,
-};
+pub use file::{Body, Client, DEFAULT_TIMEOUT, MAX_BODY, Program, Scenario, Server};
 pub use guest::{Guests, Observed, Question};
 pub use library::{Library, LibraryError};
 pub use observation::{Connection, Exchange, Observation, Operation, Place, Region, Side};
+pub use placeholders::Placeholders;
 pub use rounds::{Request, RoundTrips};
 pub use run::{RunError, Runner};
 pub use select::{Partition, PartitionBy, Pattern, SelectError, select};

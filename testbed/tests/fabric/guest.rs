@@ -98,6 +98,8 @@ fn battery(test: &str, fabric: &str) {
         "--test-threads=1",
         "addresses::",
         "battery::",
+        "connections::",
+        "files::",
         "interoperation::",
         "killed::",
     ]);

@@ -6,7 +6,9 @@
 mod addresses;
 mod battery;
 mod by_hand;
+mod connections;
 mod cut;
+mod files;
 mod guest;
 mod interoperation;
 mod judge;
