@@ -1,7 +1,6 @@
 //! Errors that no program can make: frames made by hand, over plain TCP, and the Terminates that siw or soft answer.
 
 use std::net::SocketAddr;
-use std::time::Duration;
 
 use rdma_http::fabric::{RemoteAddress, Stag};
 use rdma_http::iwarp::fpdu::{self, Fpdu};
@@ -171,15 +170,7 @@ async fn refuses_markers(to: SocketAddr) {
 }
 
 async fn connect(to: SocketAddr) -> TcpStream {
-    let peer = soon(async {
-        loop {
-            match TcpStream::connect(to).await {
-                Ok(peer) => return peer,
-                Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
-            }
-        }
-    })
-    .await;
+    let peer = soon(TcpStream::connect(to)).await.unwrap();
     peer.set_nodelay(true).unwrap();
     peer
 }

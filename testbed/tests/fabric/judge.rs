@@ -2,6 +2,7 @@
 //! operation, and every error of the protocol that either side can be brought to make. Where siw does not do what the
 //! RFCs say, a case names what it does.
 
+use std::io::{BufRead as _, BufReader, Read as _};
 use std::net::SocketAddr;
 use std::process::Stdio;
 use std::sync::Arc;
@@ -27,6 +28,9 @@ const PART: &str = "TESTBED_TEST_JUDGE";
 
 /// Only a hang reaches it.
 const PATIENCE: Duration = Duration::from_secs(30);
+
+/// What the server's part says when the client's may begin.
+pub(crate) const LISTENING: &str = "it listens";
 
 const PORT: u16 = 7174;
 pub(crate) const SIZE: usize = 300_000;
@@ -81,22 +85,26 @@ fn judge(test: &str, sides @ [server, client]: [&str; 2]) {
             command.stdout(Stdio::piped()).stderr(Stdio::piped());
             command
         };
-        // The client tries until the server listens.
         let mut serving = command("server", server).spawn().unwrap();
+        let mut said = BufReader::new(serving.stdout.take().unwrap());
+        let mut served = String::new();
+        while !served.contains(LISTENING) {
+            assert_ne!(said.read_line(&mut served).unwrap(), 0, "it does not listen: {served}");
+        }
         let asked = command("client", client).output().unwrap();
         if !asked.status.success() {
             // Nobody tells it to stop.
             serving.kill().unwrap();
         }
-        let served = serving.wait_with_output().unwrap();
+        said.read_to_string(&mut served).unwrap();
+        let end = serving.wait_with_output().unwrap();
         let text = String::from_utf8_lossy(&asked.stdout);
-        let all = format!("{crc}: {asked:#?}\n{served:#?}");
+        let all = format!("{crc}: {asked:#?}\n{end:#?}\n{served}");
         assert!(asked.status.success() && text.contains("1 passed"), "{all}");
-        assert!(served.status.success(), "{all}");
+        assert!(end.status.success(), "{all}");
         if [server, client] == ["soft", "siw"] {
             // siw's program is not told why; soft has to find each of its errors for what it is.
-            let text = String::from_utf8_lossy(&served.stdout).into_owned();
-            let found: Vec<&str> = text
+            let found: Vec<&str> = served
                 .lines()
                 .filter_map(|line| Some(&line.split_once("broke the protocol: ")?.1[..6]))
                 .collect();
@@ -153,6 +161,7 @@ pub(crate) async fn soon<T>(future: impl Future<Output = T>) -> T {
 /// Serves connection after connection, until one says "stop".
 async fn serve(fabric: &dyn Fabric, address: SocketAddr, crc: bool) {
     let listener = fabric.listen(address).await.unwrap();
+    println!("{LISTENING}");
     let pd = fabric.allocate_pd().unwrap();
     loop {
         let request = listener.accept().await.unwrap();
@@ -254,16 +263,7 @@ struct Asker {
 impl Asker {
     async fn connect(fabric: &dyn Fabric, to: SocketAddr, crc: bool) -> Self {
         let pd = fabric.allocate_pd().unwrap();
-        let connection = soon(async {
-            loop {
-                match fabric.connect(&pd, to, options(crc)).await {
-                    Ok(connection) => return connection,
-                    Err(error) => println!("not yet: {error}"),
-                }
-                tokio::time::sleep(Duration::from_millis(50)).await;
-            }
-        })
-        .await;
+        let connection = soon(fabric.connect(&pd, to, options(crc))).await.unwrap();
         assert_eq!(connection.private_data(), b"hi");
         let all = Access { local_write: true, remote_read: true, remote_write: true };
         let ours = pd.register(vec![0; SIZE], all).unwrap();

@@ -2,7 +2,6 @@
 //! then more Read Requests than the initiator's IRD.
 
 use std::net::SocketAddr;
-use std::time::Duration;
 
 use rdma_http::fabric::{Access, Fabric, FabricError, RemoteAddress, Stag};
 use rdma_http::iwarp::fpdu::{self, Fpdu};
@@ -11,7 +10,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
 use crate::by_hand::{ends_with, too_many_reads};
-use crate::judge::{SIZE, long, options, pattern, soon, word};
+use crate::judge::{LISTENING, SIZE, long, options, pattern, soon, word};
 
 /// A Reply with flags, IRD and ORD: with M it asks for markers.
 fn reply(key: &[u8; 16], flags: u8, ord: u16) -> Vec<u8> {
@@ -26,9 +25,7 @@ const KEY: &[u8; 16] = b"MPA ID Rep Frame";
 /// The server: answers connection after connection in its own way, and checks what comes of each.
 pub(crate) async fn give(address: SocketAddr, siw: bool) {
     let listener = TcpListener::bind(address).await.unwrap();
-    // The client's look whether somebody listens.
-    drop(soon(listener.accept()).await.unwrap());
-
+    println!("{LISTENING}");
     let (mut peer, _) = requested(&listener).await;
     peer.write_all(&reply(KEY, 0xd0, 1)).await.unwrap();
     ends_with(&mut peer, "a Reply that asks for markers", None, false).await;
@@ -69,12 +66,6 @@ async fn requested(listener: &TcpListener) -> (TcpStream, u16) {
 
 /// The client: what its program is told of each.
 pub(crate) async fn take(fabric: &dyn Fabric, siw: bool, to: SocketAddr, crc: bool) {
-    soon(async {
-        while TcpStream::connect(to).await.is_err() {
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-    })
-    .await;
     let pd = fabric.allocate_pd().unwrap();
     for what in ["markers", "another key", "too many Reads"] {
         let error = soon(fabric.connect(&pd, to, options(crc))).await.map(drop).unwrap_err();
