@@ -12,12 +12,14 @@ use crate::topology::{self, Plan};
 const BODY: usize = 1 << 20;
 
 /// A way: its name, and what the client is told.
-const WAYS: [(&str, &[&str]); 5] = [
+const WAYS: [(&str, &[&str]); 7] = [
     ("plain", &["--mode", "plain"]),
     ("server-writes, server connects", &["--mode", "server-writes", "--connect", "server", "--require-rdma"]),
     ("server-writes, client connects", &["--mode", "server-writes", "--connect", "client", "--require-rdma"]),
+    ("server-writes, in place", &["--mode", "server-writes", "--connect", "in-place", "--require-rdma"]),
     ("client-reads, server connects", &["--mode", "client-reads", "--connect", "server", "--require-rdma"]),
     ("client-reads, client connects", &["--mode", "client-reads", "--connect", "client", "--require-rdma"]),
+    ("client-reads, in place", &["--mode", "client-reads", "--connect", "in-place", "--require-rdma"]),
 ];
 
 /// What `rdma-fetch --json` tells of a request.
