@@ -1,18 +1,17 @@
 //! tshark as an independent judge: real connections in a network namespace are captured, and tshark must dissect every
 //! FPDU with a good CRC, find nothing malformed, and read the same headers as our own decoder.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::io::{BufRead, BufReader, Write as _};
-use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
-use std::path::Path;
+mod in_place;
+mod operations;
+
+use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader};
+use std::net::{Ipv4Addr, UdpSocket};
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::{Arc, mpsc};
+use std::sync::mpsc;
 use std::time::Duration;
 
-use bytes::Bytes;
-use rdma_http::fabric::soft::{Revision, SoftFabric, SoftOptions};
-use rdma_http::fabric::{Access, ConnectOptions, Fabric, FabricError, RemoteAddress};
-use rdma_http::iwarp::Stag;
 use rdma_http::iwarp::ddp::Header;
 use rdma_http::iwarp::decode::{CrcVerdict, Decoder, Item, Side};
 
@@ -21,8 +20,9 @@ use crate::support::skip;
 /// Set in the process that runs inside of the namespace.
 const INSIDE: &str = "RDMA_HTTP_TEST_INSIDE";
 
-/// Without these tshark takes short Sends for other protocols, and ports for other protocols' ports.
-const DISSECTION: [&str; 12] = [
+/// Without these tshark takes short Sends for other protocols, ports for other protocols' ports, and a connection that
+/// began as HTTP for HTTP to its end.
+const DISSECTION: [&str; 14] = [
     "-o",
     "tcp.desegment_tcp_streams:TRUE",
     "-o",
@@ -35,26 +35,46 @@ const DISSECTION: [&str; 12] = [
     "rpcrdma_iwarp",
     "--disable-heuristic",
     "smb_direct_iwarp",
+    "--disable-protocol",
+    "http",
 ];
 
 /// Only a hang reaches it.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-#[test]
-fn every_operation_on_an_ethernet_sized_path() {
-    in_namespace("tshark::every_operation_on_an_ethernet_sized_path", 1500);
+/// What `talk` gave, and what was captured of it.
+struct Captured<T> {
+    talked: T,
+    file: PathBuf,
+    // Goes when it has been looked at.
+    _directory: tempfile::TempDir,
 }
 
-#[test]
-fn every_operation_on_a_loopback_sized_path() {
-    in_namespace("tshark::every_operation_on_a_loopback_sized_path", 65536);
-}
-
-/// Runs the named test again inside of a network namespace of its own, where its body is [`judge`].
-fn in_namespace(name: &str, mtu: u32) {
-    if std::env::var_os(INSIDE).is_some() {
-        return judge(name, mtu);
+/// Runs the named test again inside of a network namespace of its own, and there captures what `talk` says over loopback.
+/// `None` to the test that is run first.
+fn captured<T>(name: &str, mtu: u32, talk: impl FnOnce() -> T) -> Option<Captured<T>> {
+    if std::env::var_os(INSIDE).is_none() {
+        again_in_namespace(name);
+        return None;
     }
+    let up = Command::new("ip").args(["link", "set", "lo", "up", "mtu", &mtu.to_string()]).status();
+    assert!(up.expect("ip runs").success());
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let file = directory.path().join("capture.pcapng");
+    match Capture::start(&file) {
+        Ok(capture) => {
+            let talked = talk();
+            capture.stop();
+            Some(Captured { talked, file, _directory: directory })
+        }
+        Err(reason) => {
+            skip(name, &reason);
+            None
+        }
+    }
+}
+
+fn again_in_namespace(name: &str) {
     for tool in ["tshark", "unshare", "ip"] {
         let found = std::env::var_os("PATH")
             .is_some_and(|path| std::env::split_paths(&path).any(|directory| directory.join(tool).exists()));
@@ -84,59 +104,6 @@ fn in_namespace(name: &str, mtu: u32) {
     assert!(text.contains("1 passed"), "the test ran");
 }
 
-fn judge(name: &str, mtu: u32) {
-    let up = Command::new("ip").args(["link", "set", "lo", "up", "mtu", &mtu.to_string()]).status();
-    assert!(up.expect("ip runs").success());
-    let directory = tempfile::tempdir().expect("a temporary directory");
-    let file = directory.path().join("capture.pcapng");
-    let capture = match Capture::start(&file) {
-        Ok(capture) => capture,
-        Err(reason) => return skip(name, &reason),
-    };
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a runtime");
-    let mut sent = Vec::new();
-    let crcs: usize = runtime.block_on(async {
-        let mut connections_with_crc = 0;
-        for (revision, peer_to_peer) in [(Revision::V1, false), (Revision::V2, false), (Revision::V2, true)] {
-            for crc in [true, false] {
-                let fabric =
-                    SoftFabric::new(SoftOptions { revision, peer_to_peer, ..SoftOptions::default() });
-                let talk = converse(&fabric, crc, peer_to_peer);
-                sent.extend(tokio::time::timeout(PATIENCE, talk).await.expect("it ends"));
-                connections_with_crc += usize::from(crc);
-            }
-        }
-        connections_with_crc
-    });
-    capture.stop();
-
-    let (ours, initiators) = decode(&file);
-    let crc_good = ours.iter().filter(|f| f.crc == CrcVerdict::Good).count();
-    assert!(ours.iter().all(|f| f.crc != CrcVerdict::Bad), "our decoder finds every CRC right");
-    assert!(crc_good >= crcs * 20, "the conversations were captured");
-
-    let tree = tshark(&file, &["-V"]);
-    assert_eq!(tree.matches("Good CRC32").count(), crc_good, "every CRC is good");
-    assert_eq!(tree.matches("Bad CRC32").count(), 0);
-    assert_eq!(tshark(&file, &["-Y", "_ws.malformed"]), "");
-    let theirs = theirs(&file, &initiators);
-    let lines: Vec<&String> = theirs.values().flatten().map(|fpdu| &fpdu.line).collect();
-    for (at, (ours, theirs)) in ours.iter().zip(&lines).enumerate() {
-        assert_eq!(&&ours.line, theirs, "FPDU {at}");
-    }
-    assert_eq!(lines.len(), ours.len());
-    // The operations and lengths that tshark read are those that were posted.
-    let connections: BTreeSet<u32> = theirs.keys().map(|key| key.0).collect();
-    assert_eq!(connections.len(), sent.len());
-    for (connection, sent) in connections.into_iter().zip(sent) {
-        for (direction, sent) in (0..).zip(sent) {
-            let seen = theirs.get(&(connection, direction)).map_or(Vec::new(), |fpdus| messages(fpdus));
-            assert_eq!(seen, sent, "connection {connection}, direction {direction}");
-        }
-    }
-    println!("{} FPDUs, {crc_good} with CRC, all dissected", ours.len());
-}
-
 const WRITE: u8 = 0;
 const READ_REQUEST: u8 = 1;
 const READ_RESPONSE: u8 = 2;
@@ -145,93 +112,6 @@ const SEND_INVALIDATE: u8 = 4;
 const SEND_SOLICITED: u8 = 5;
 const SEND_SOLICITED_INVALIDATE: u8 = 6;
 const TERMINATE: u8 = 7;
-
-/// The messages of the initiator and of the responder, opcode and length.
-type Sent = [Vec<(u8, usize)>; 2];
-
-/// Every operation, both ways, sizes at the edges; then one connection that ends in a Terminate and one refused. What
-/// each side of the two sends.
-async fn converse(fabric: &SoftFabric, crc: bool, peer_to_peer: bool) -> [Sent; 2] {
-    let loopback: SocketAddr = (Ipv4Addr::LOCALHOST, 0).into();
-    let listener = fabric.listen(loopback).await.expect("it listens");
-    let pd = fabric.allocate_pd().expect("a domain");
-    let options =
-        || ConnectOptions { crc, private_data: Bytes::from_static(b"hello"), ..ConnectOptions::default() };
-    let connect = || async {
-        let (ours, theirs) = tokio::join!(fabric.connect(&pd, listener.local_addr(), options()), async {
-            listener.accept().await?.accept(&pd, options()).await
-        });
-        (ours.expect("connected"), theirs.expect("accepted"))
-    };
-    // The initiator's RTR.
-    let begin = || -> Sent { [if peer_to_peer { vec![(WRITE, 0)] } else { Vec::new() }, Vec::new()] };
-
-    let (a, b) = connect().await;
-    let mut sent = begin();
-    const LENGTH: usize = 300_001;
-    let body: Vec<u8> = (0..LENGTH).map(|i| (i % 251) as u8).collect();
-    let source = pd.register(body.clone(), Access::REMOTE_READ).expect("registered");
-    let sink = pd.register(vec![0; LENGTH], Access::REMOTE_WRITE).expect("registered");
-    let once = || pd.register(vec![0; 8], Access::REMOTE_WRITE).expect("registered");
-    let mut file = tempfile::tempfile().expect("a file");
-    file.write_all(&body).expect("written");
-    let file = pd.register_file(Arc::new(file), 0, LENGTH as u64).expect("registered");
-    let remote =
-        |region: &rdma_http::fabric::Region| RemoteAddress { stag: region.stag(), to: region.base() };
-    for length in [0, 1, 2, 3, 4, 1428, 1429, LENGTH] {
-        a.write(&source, 0, length, remote(&sink)).await.expect("written");
-        a.write(&file, 0, length, remote(&sink)).await.expect("written");
-        sent[0].extend([(WRITE, length); 2]);
-    }
-    for length in [0, 1, 2, 3, 4096] {
-        let message = Bytes::copy_from_slice(&body[..length]);
-        a.send(message.clone()).await.expect("sent");
-        assert_eq!(b.receive().await.expect("received").message, message);
-        b.send(message.clone()).await.expect("sent");
-        assert_eq!(a.receive().await.expect("received").message, message);
-        sent[0].push((SEND, length));
-        sent[1].push((SEND, length));
-    }
-    for length in [0, 1, 70_000] {
-        for region in [&source, &file] {
-            a.read(&sink, 0, length, remote(region)).await.expect("read");
-            b.read(&sink, 0, length, remote(region)).await.expect("read");
-            sent[0].extend([(READ_REQUEST, 0), (READ_RESPONSE, length)]);
-            sent[1].extend([(READ_RESPONSE, length), (READ_REQUEST, 0)]);
-        }
-    }
-    // Many at once, so that FPDUs share writes.
-    let posted: Vec<_> = (1..40).map(|n| b.write(&source, 0, n * 100, remote(&sink))).collect();
-    for write in posted {
-        write.await.expect("written");
-    }
-    sent[1].extend((1..40).map(|n| (WRITE, n * 100)));
-    let (plain, solicited) = (once(), once());
-    a.send_invalidate(Bytes::from_static(b"bye"), plain.stag()).await.expect("sent");
-    assert_eq!(b.receive().await.expect("received").invalidated, Some(plain.stag()));
-    a.send_solicited(Bytes::from_static(b"event"), None).await.expect("sent");
-    assert!(b.receive().await.expect("received").solicited);
-    a.send_solicited(Bytes::from_static(b"both"), Some(solicited.stag())).await.expect("sent");
-    assert_eq!(b.receive().await.expect("received").invalidated, Some(solicited.stag()));
-    sent[0].extend([(SEND_INVALIDATE, 3), (SEND_SOLICITED, 5), (SEND_SOLICITED_INVALIDATE, 4)]);
-    a.disconnect().await.expect("closed");
-    b.closed().await;
-    assert_eq!(sink.deregister().expect("its memory"), body);
-
-    let (a, b) = connect().await;
-    let mut ended = begin();
-    drop(a.write(&source, 0, 100, RemoteAddress { stag: Stag(1), to: 0 }));
-    ended[0].push((WRITE, 100));
-    ended[1].push((TERMINATE, 0));
-    assert!(matches!(b.closed().await, FabricError::Protocol(_)));
-    assert!(matches!(a.closed().await, FabricError::TerminatedByPeer(_)));
-
-    let (refused, ()) = tokio::join!(fabric.connect(&pd, listener.local_addr(), options()), async {
-        listener.accept().await.expect("a request").reject(b"no").await.expect("refused");
-    });
-    assert!(matches!(refused, Err(FabricError::Rejected { .. })));
-    [sent, ended]
-}
 
 /// A tshark that captures, and says what it has captured.
 struct Capture {
@@ -311,12 +191,44 @@ fn tshark(file: &Path, arguments: &[&str]) -> String {
     String::from_utf8(output.stdout).expect("tshark writes UTF-8")
 }
 
+/// What a capture holds, once tshark and our decoder agree on every FPDU of it.
+struct Judged {
+    /// How many have a CRC, which is good.
+    crc_good: usize,
+    /// The messages of each connection, of its initiator and of its responder.
+    connections: Vec<[Vec<(u8, usize)>; 2]>,
+}
+
+fn judge(file: &Path) -> Judged {
+    let (ours, initiators) = decode(file);
+    let crc_good = ours.iter().filter(|f| f.crc == CrcVerdict::Good).count();
+    assert!(ours.iter().all(|f| f.crc != CrcVerdict::Bad), "our decoder finds every CRC right");
+    let tree = tshark(file, &["-V"]);
+    assert_eq!(tree.matches("Good CRC32").count(), crc_good, "every CRC is good");
+    assert_eq!(tree.matches("Bad CRC32").count(), 0);
+    assert_eq!(tshark(file, &["-Y", "_ws.malformed"]), "");
+    let theirs = theirs(file, &initiators);
+    let lines: Vec<&String> = theirs.values().flatten().map(|fpdu| &fpdu.line).collect();
+    for (at, (ours, theirs)) in ours.iter().zip(&lines).enumerate() {
+        assert_eq!(&&ours.line, theirs, "FPDU {at}");
+    }
+    assert_eq!(lines.len(), ours.len());
+    println!("{} FPDUs, {crc_good} with CRC, all dissected", ours.len());
+    let side =
+        |stream, direction| theirs.get(&(stream, direction)).map_or(Vec::new(), |fpdus| messages(fpdus));
+    let connections = initiators.keys().map(|stream| [side(*stream, 0), side(*stream, 1)]).collect();
+    Judged { crc_good, connections }
+}
+
 /// An FPDU in our decoder's eyes.
 struct Seen {
     crc: CrcVerdict,
     /// What tshark should say of it.
     line: String,
 }
+
+/// What MPA begins with (RFC 5044, section 7.1).
+const KEY: &[u8] = b"MPA ID Req Frame";
 
 /// The port of each connection's initiator.
 type Initiators = BTreeMap<u32, String>;
@@ -326,24 +238,28 @@ fn decode(file: &Path) -> (Vec<Seen>, Initiators) {
     let fields = ["-e", "tcp.stream", "-e", "tcp.srcport", "-e", "tcp.seq", "-e", "tcp.payload"];
     let mut arguments = vec!["-Y", "tcp.len > 0", "-T", "fields"];
     arguments.extend(fields);
-    let mut decoders: BTreeMap<u32, (Decoder, String, [u32; 2])> = BTreeMap::new();
+    let mut decoders: BTreeMap<u32, (Decoder, String)> = BTreeMap::new();
+    let mut next: BTreeMap<(u32, String), u32> = BTreeMap::new();
     for line in tshark(file, &arguments).lines() {
         let [stream, port, sequence, payload] =
             line.split('\t').collect::<Vec<_>>().try_into().expect("four fields");
-        // The initiator is the one whose bytes come first.
-        let (decoder, initiator, next) = decoders
-            .entry(stream.parse().expect("a number"))
-            .or_insert_with(|| (Decoder::new(), port.to_owned(), [1, 1]));
-        let side = if port == initiator { Side::Initiator } else { Side::Responder };
-        let next = &mut next[usize::from(side == Side::Responder)];
+        let stream: u32 = stream.parse().expect("a number");
+        let next = next.entry((stream, port.to_owned())).or_insert(1);
         let payload = bytes_of(payload);
         assert_eq!(sequence, next.to_string(), "loopback loses and reorders nothing");
         *next = next.wrapping_add(payload.len() as u32);
+        // Before MPA it may have been another protocol's connection. The initiator is the one whose bytes come first.
+        if !decoders.contains_key(&stream) && !payload.starts_with(KEY) {
+            continue;
+        }
+        let (decoder, initiator) =
+            decoders.entry(stream).or_insert_with(|| (Decoder::new(), port.to_owned()));
+        let side = if port == initiator { Side::Initiator } else { Side::Responder };
         decoder.push(side, &payload).expect("it is iWARP");
     }
     let mut seen = Vec::new();
     let mut initiators = Initiators::new();
-    for (stream, (mut decoder, initiator, _)) in decoders {
+    for (stream, (mut decoder, initiator)) in decoders {
         initiators.insert(stream, initiator);
         decoder.finish(Side::Initiator).expect("it ends between FPDUs");
         decoder.finish(Side::Responder).expect("it ends between FPDUs");
