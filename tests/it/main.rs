@@ -18,6 +18,7 @@ mod rdma;
 mod safety;
 mod sealed;
 mod service;
+mod stepping;
 mod steps;
 mod support;
 mod tshark;
