@@ -53,6 +53,8 @@ pub struct HttpConnection {
     pub(super) sealing: Option<Sealing>,
     /// What became of it where it is to be the RDMA connection.
     pub(super) in_place: InPlace,
+    /// Whether it can carry no other exchange: an answer came before all of the request was sent.
+    pub(super) spent: bool,
 }
 
 /// What seals the bodies of a connection with TLS.
@@ -126,6 +128,7 @@ impl HttpConnection {
             out_of_reach: false,
             sealing,
             in_place,
+            spent: false,
         })
     }
 
@@ -218,7 +221,7 @@ impl HttpConnection {
     /// Connects anew if the server has ended the HTTP connection: it may do so after any response.
     pub(super) async fn renew(&mut self) -> Result<(), ClientError> {
         let lost = self.in_place == InPlace::Made && self.endpoint.lock().await.link().is_none();
-        if lost || self.sender.is_closed() { self.reopen().await } else { Ok(()) }
+        if lost || self.spent || self.sender.is_closed() { self.reopen().await } else { Ok(()) }
     }
 
     /// Connects anew, whatever the connection is like.

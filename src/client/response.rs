@@ -6,11 +6,12 @@ use std::time::Duration;
 use bytes::Bytes;
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
-use tokio::sync::OwnedMutexGuard;
+use tokio::sync::{OwnedMutexGuard, oneshot};
 
 use super::ClientError;
 use super::endpoint::Endpoint;
 use super::pool::Lease;
+use super::upload::Decision;
 use crate::events::{Event, Recorder};
 use crate::flow::{FlowError, Limits, Pull, Ring};
 use crate::header::{Mode, Reason};
@@ -64,6 +65,8 @@ struct Tcp {
     incoming: Incoming,
     peer: SocketAddr,
     timeout: Duration,
+    /// What keeps an unfinished request from breaking off, which would end the connection.
+    request: Option<oneshot::Sender<Decision>>,
 }
 
 /// A body on its way by RDMA.
@@ -171,7 +174,7 @@ impl Body {
         (incoming, peer): (Incoming, SocketAddr),
         recorder: Recorder,
     ) -> Self {
-        let http = Tcp { incoming, peer, timeout: limits.stall };
+        let http = Tcp { incoming, peer, timeout: limits.stall, request: None };
         let length = opener.as_ref().map_or(length, Opener::length);
         let limits = if opener.is_some() { limits.in_records() } else { limits };
         let flow = Flow { coming, opener, endpoint, limits, http, http_ended: false, whole: false };
@@ -187,11 +190,18 @@ impl Body {
     pub(super) fn tcp(incoming: Incoming, peer: SocketAddr, timeout: Duration, recorder: Recorder) -> Self {
         let length = hyper::body::Body::size_hint(&incoming).exact();
         Self {
-            source: Source::Tcp(Tcp { incoming, peer, timeout }),
+            source: Source::Tcp(Tcp { incoming, peer, timeout, request: None }),
             length,
             received: 0,
             recorder,
             lease: None,
+        }
+    }
+
+    /// Keeps a request from breaking off before the body has come.
+    pub(super) fn hold_request(&mut self, unfinished: Option<oneshot::Sender<Decision>>) {
+        if let Source::Tcp(tcp) = &mut self.source {
+            tcp.request = unfinished;
         }
     }
 
@@ -262,7 +272,7 @@ impl Body {
 
 impl Tcp {
     async fn next(&mut self) -> Result<Option<Bytes>, ClientError> {
-        let Self { incoming, peer, timeout: limit } = self;
+        let Self { incoming, peer, timeout: limit, .. } = self;
         let (peer, limit) = (*peer, *limit);
         loop {
             let frame = match tokio::time::timeout(limit, incoming.frame()).await {

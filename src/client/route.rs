@@ -90,13 +90,13 @@ impl HttpConnection {
             self.client.observer.note("No RDMA beside TLS before 1.3, which gives no keys to seal with");
             return None;
         }
+        // One in place that was lost was HTTP's too.
+        self.endpoint.lock().await.discard_closed().await;
+        if let Err(error) = self.renew().await {
+            self.give_up(&error);
+            return None;
+        }
         if self.client.options.connect == Connect::InPlace {
-            // One that was lost was HTTP's too.
-            self.endpoint.lock().await.discard_closed().await;
-            if let Err(error) = self.renew().await {
-                self.give_up(&error);
-                return None;
-            }
             let mut endpoint = self.endpoint.clone().lock_owned().await;
             return match self.in_place_route(&*fabric, &mut endpoint, sends).await {
                 Ok(route) => Some((endpoint, route?)),
@@ -107,7 +107,6 @@ impl HttpConnection {
             };
         }
         let mut endpoint = self.endpoint.clone().lock_owned().await;
-        endpoint.discard_closed().await;
         let by_client = match self.client.options.connect {
             Connect::Client => true,
             Connect::Server | Connect::InPlace => false,

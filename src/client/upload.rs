@@ -57,8 +57,13 @@ impl Upload {
 
     /// Its bytes as a body, read as they are wanted.
     fn body(&self) -> RequestBody {
+        self.holding(Arc::default())
+    }
+
+    /// The same, which holds on to something until all is sent, or nobody sends it any more.
+    fn holding(&self, held: Arc<()>) -> RequestBody {
         let length = self.length();
-        let step = |(part, at): (FilePart, u64)| {
+        let step = |(part, at, held): (FilePart, u64, Arc<()>)| {
             let read = async move {
                 let left = part.length() - at;
                 if left == 0 {
@@ -70,11 +75,14 @@ impl Upload {
                     (part, bytes)
                 })
                 .await?;
-                Ok(Some(((part, at + size as u64), Bytes::from(bytes?))))
+                let bytes = Bytes::from(bytes?);
+                // It is of before a change, if there was none by now.
+                part.check()?;
+                Ok(Some(((part, at + size as u64, held), bytes)))
             };
             Box::pin(read) as BoxFuture<'static, Result<_, BoxError>>
         };
-        Unfold::new((self.0.clone(), 0), Some(length), step).boxed_unsync()
+        Unfold::new((self.0.clone(), 0, held), Some(length), step).boxed_unsync()
     }
 
     fn feed(&self, strategy: Strategy) -> Feed<RequestBody> {
@@ -119,7 +127,8 @@ impl Upload {
 }
 
 /// What follows a request's head over TCP.
-enum Decision {
+#[derive(Debug)]
+pub(super) enum Decision {
     ByTcp,
     Nothing,
 }
@@ -195,7 +204,10 @@ impl HttpConnection {
         request.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from(upload.length()));
         let exchange = self.tell_request(&request);
         let limit = self.client.options.timeout;
-        let (head, incoming) = self.send(request.map(|()| upload.body()), limit).await?;
+        let held = Arc::new(());
+        let unsent = Arc::downgrade(&held);
+        let (head, incoming) = self.send(request.map(|()| upload.holding(held)), limit).await?;
+        self.spent = unsent.strong_count() > 0;
         self.tell_response(exchange, &head);
         Ok(self.by_tcp(head, incoming, reason))
     }
@@ -285,16 +297,19 @@ impl HttpConnection {
             Some(answer) => answer,
             None => answer.await,
         };
-        // An answer before the end of the body is the last that this HTTP connection says.
-        drop(decide);
         let (head, incoming) = answer?;
+        // An answer before the end of the body is the last that this HTTP connection says. The request breaks off only when
+        // that has been heard.
+        self.spent = decide.is_some();
         // One that the body has gone by for nothing is kept: it is HTTP's.
         if !whole && !declined {
             endpoint.discard();
         }
         drop(endpoint);
         self.tell_response(exchange, &head);
-        self.conclude((head, incoming), &offer, whole).await
+        let mut response = self.conclude((head, incoming), &offer, whole).await?;
+        response.body.hold_request(decide);
+        Ok(response)
     }
 
     /// What the response says became of the body.

@@ -19,6 +19,7 @@ use tokio::time::timeout;
 use tower::{Service, ServiceExt};
 
 use super::layer::BoxError;
+use super::linger::Linger;
 use super::metrics::Limit;
 use super::rooms::{Room, Rooms};
 use super::watched::{Answer, Watched};
@@ -186,6 +187,7 @@ async fn serve_one<S, B, I>(
 {
     let (peer, idle) = (http.peer(), options.idle_timeout);
     let with_http = with_connection(service.clone(), http.clone(), room.clone());
+    let stream = Linger::new(stream, http.unread().clone());
     let mut ended = serve_http(watched(stream, &room, options), with_http, idle, stopped.clone()).await;
     if ended.is_ok()
         && let Some(promised) = http.promised()
@@ -290,6 +292,7 @@ where
 {
     service_fn(move |mut request: Request<Incoming>| {
         request.extensions_mut().insert(http.clone());
+        http.unread().tell(!request.body().is_end_stream());
         room.begin();
         let (answered, room) = (service.clone().oneshot(request), room.clone());
         async move { Ok(answered.await?.map(|body| Answer::new(body, room))) }

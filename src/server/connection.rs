@@ -10,6 +10,7 @@ use tokio::sync::{Mutex, OwnedMutexGuard};
 use super::RdmaConfig;
 use super::in_place::InPlace;
 use super::layer::Shared;
+use super::linger::Unread;
 use crate::channel::Channel;
 use crate::events::Recorder;
 use crate::fabric::{ConnectOptions, Connection, FabricError, Pd};
@@ -28,6 +29,7 @@ struct State {
     local: Option<SocketAddr>,
     tls: Option<Tls>,
     kept: Arc<Mutex<Slot>>,
+    unread: Unread,
     /// Where the accept loop can make the RDMA connection of the HTTP connection itself.
     in_place: Option<InPlace>,
 }
@@ -90,13 +92,13 @@ pub(super) enum NoLink {
 impl HttpConnection {
     /// A connection from `peer`.
     pub fn new(peer: SocketAddr) -> Self {
-        Self(Arc::new(State { peer, local: None, tls: None, kept: Arc::default(), in_place: None }))
+        Self::made(peer, None, None, None)
     }
 
     /// A connection from `peer` with TLS, which exported `secret`, or is of a version before 1.3.
     pub fn with_tls(peer: SocketAddr, secret: Option<Secret>) -> Self {
         let tls = Some(Tls { secret, next: AtomicU64::new(0) });
-        Self(Arc::new(State { peer, local: None, tls, kept: Arc::default(), in_place: None }))
+        Self::made(peer, None, tls, None)
     }
 
     /// Either, where our own address is known, and whoever serves it looks at [`Self::promised`] when it ends.
@@ -104,7 +106,22 @@ impl HttpConnection {
         let tls = tls.map(|secret| Tls { secret, next: AtomicU64::new(0) });
         // What lies under TLS is not HTTP's to give away.
         let in_place = tls.is_none().then(InPlace::default);
-        Self(Arc::new(State { peer, local, tls, kept: Arc::default(), in_place }))
+        Self::made(peer, local, tls, in_place)
+    }
+
+    fn made(
+        peer: SocketAddr,
+        local: Option<SocketAddr>,
+        tls: Option<Tls>,
+        in_place: Option<InPlace>,
+    ) -> Self {
+        let (kept, unread) = (Arc::default(), Unread::default());
+        Self(Arc::new(State { peer, local, tls, kept, unread, in_place }))
+    }
+
+    /// Whether there may be more of the last request.
+    pub(super) fn unread(&self) -> &Unread {
+        &self.0.unread
     }
 
     /// What it takes to make it the RDMA connection, where that can be.

@@ -16,6 +16,7 @@ use tokio::net::TcpStream;
 use super::HttpConnection;
 use super::connection::{Kept, buffers, connect_options};
 use super::layer::{ResponseBody, Shared};
+use super::linger::Linger;
 use super::respond::boxed;
 use super::watched::Watched;
 use crate::fabric::{FabricError, Pd};
@@ -121,11 +122,11 @@ impl HttpConnection {
         // At once there: the connection has ended.
         let upgraded = tokio::time::timeout(shared.config.connect_timeout, stream).await;
         let upgraded = upgraded.map_err(|_| Unkept::NoTcp)??;
-        let parts = upgraded.downcast::<TokioIo<Watched<TcpStream>>>().map_err(|_| Unkept::NoTcp)?;
+        let parts = upgraded.downcast::<TokioIo<Watched<Linger<TcpStream>>>>().map_err(|_| Unkept::NoTcp)?;
         let fabric = shared.fabric.over_tcp().ok_or(Unkept::NotSoft)?;
         let options = in_place::receives(connect_options(&shared.config, id));
-        let connection =
-            fabric.connect_over(parts.io.into_inner().into_inner(), parts.read_buf, &pd, options).await?;
+        let stream = parts.io.into_inner().into_inner().into_inner();
+        let connection = fabric.connect_over(stream, parts.read_buf, &pd, options).await?;
         let (messages, stream) = in_place::split(connection);
         self.lock().await.keep(Kept::with(Route::InPlace, messages, buffers, &shared.recorder));
         if let Some(in_place) = self.in_place() {

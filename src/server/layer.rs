@@ -13,6 +13,7 @@ use pin_project_lite::pin_project;
 use tower::{Layer, Service};
 
 use super::introduce::Introductions;
+use super::linger::Unread;
 use super::metrics::Metrics;
 use super::{HttpConnection, RdmaConfig, respond};
 use crate::events::{Event, Recorder};
@@ -30,6 +31,8 @@ pub struct RequestBody {
     body: UnsyncBoxBody<Bytes, BoxError>,
     /// How it is waited for, where that is bounded here.
     pace: Option<(Pace, Metrics)>,
+    /// Whom to tell when it has been read.
+    unread: Option<Unread>,
 }
 
 impl RequestBody {
@@ -40,7 +43,7 @@ impl RequestBody {
         B::Data: Send,
         B::Error: Into<BoxError>,
     {
-        Self { body: respond::boxed(body), pace: None }
+        Self { body: respond::boxed(body), pace: None, unread: None }
     }
 }
 
@@ -59,6 +62,11 @@ impl Body for RequestBody {
     ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         let this = &mut *self;
         let frame = Pin::new(&mut this.body).poll_frame(cx);
+        if let Some(unread) = &this.unread
+            && (matches!(frame, Poll::Ready(None)) || frame.is_ready() && this.body.is_end_stream())
+        {
+            unread.tell(false);
+        }
         let Some((pace, metrics)) = &mut this.pace else { return frame };
         match &frame {
             Poll::Pending if pace.poll_too_slow(cx).is_ready() => {
@@ -151,7 +159,7 @@ where
         if !request.headers().contains_key(RDMA) {
             // All that is added to such a request is that it is counted: it must cost next to nothing.
             let exchange = shared.tell_request(&request);
-            let answer = self.inner.call(request.map(|body| shared.by_tcp(body)));
+            let answer = self.inner.call(shared.by_tcp(request));
             return ResponseFuture { state: State::Plain { answer, shared, exchange } };
         }
         // The one that was polled ready is the one to call.
@@ -176,7 +184,7 @@ where
                     shared.clone().take_body(offer, http, request, &mut inner).await?
                 }
                 Ok(Some(Asked::Transfer(offer))) => {
-                    let response = inner.call(request.map(|body| shared.by_tcp(body))).await?;
+                    let response = inner.call(shared.by_tcp(request)).await?;
                     shared.clone().answer(offer, &method, http, response).await
                 }
                 Ok(Some(Asked::Introduction(id))) if method == Method::OPTIONS => {
@@ -186,14 +194,14 @@ where
                     shared.confirm(id, http.as_ref())
                 }
                 Ok(Some(Asked::Introduction(_) | Asked::InPlace(_))) => {
-                    let response = inner.call(request.map(|body| shared.by_tcp(body))).await?;
+                    let response = inner.call(shared.by_tcp(request)).await?;
                     shared.fall_back(response.map(respond::boxed), Reason::METHOD)
                 }
-                Ok(None) => inner.call(request.map(|body| shared.by_tcp(body))).await?.map(respond::boxed),
+                Ok(None) => inner.call(shared.by_tcp(request)).await?.map(respond::boxed),
                 Err(error) => {
                     tracing::warn!(%error, "RDMA field ignored");
                     shared.recorder.record(Event::HeaderIgnored { error: error.to_string() });
-                    let response = inner.call(request.map(|body| shared.by_tcp(body))).await?;
+                    let response = inner.call(shared.by_tcp(request)).await?;
                     respond::fallback(response.map(respond::boxed), Reason::MALFORMED)
                 }
             };
@@ -243,18 +251,19 @@ where
 }
 
 impl Shared {
-    /// A request's body that comes by TCP.
-    pub(super) fn by_tcp<B>(&self, body: B) -> RequestBody
+    /// A request whose body comes by TCP. Its connection is told when that has been read.
+    pub(super) fn by_tcp<B>(&self, request: Request<B>) -> Request<RequestBody>
     where
         B: Body + Send + 'static,
         B::Data: Send,
         B::Error: Into<BoxError>,
     {
-        if body.is_end_stream() {
-            return RequestBody::new(body);
+        if request.body().is_end_stream() {
+            return request.map(RequestBody::new);
         }
-        let pace = Pace::new(self.config.stall_timeout, self.config.min_rate);
-        RequestBody { body: respond::boxed(body), pace: Some((pace, self.metrics.clone())) }
+        let unread = request.extensions().get::<HttpConnection>().map(|http| http.unread().clone());
+        let pace = Some((Pace::new(self.config.stall_timeout, self.config.min_rate), self.metrics.clone()));
+        request.map(|body| RequestBody { body: respond::boxed(body), pace, unread })
     }
 
     /// The exchange's number, where anybody is told it.

@@ -25,6 +25,7 @@ mod files;
 mod in_place;
 mod introduce;
 mod layer;
+mod linger;
 mod metrics;
 mod respond;
 mod rooms;

@@ -139,7 +139,7 @@ impl Shared {
                     if let Some(http) = &http {
                         http.decline(offer.id).await;
                     }
-                    let response = inner.call(request.map(|body| self.by_tcp(body))).await?;
+                    let response = inner.call(self.by_tcp(request)).await?;
                     return Ok(self.fall_back(response.map(boxed), reason));
                 }
             };
@@ -154,7 +154,11 @@ impl Shared {
         let end = std::mem::take(&mut *end.lock().unwrap_or_else(PoisonError::into_inner));
         Ok(match end {
             End::Whole => {
-                finish(by_tcp, self.config.stall_timeout).await;
+                if finish(by_tcp, self.config.stall_timeout).await
+                    && let Some(http) = &http
+                {
+                    http.unread().tell(false);
+                }
                 let mut response = response;
                 say(response.headers_mut(), &Outcome::Done { mode: offer.mode, bytes, id: Some(id) });
                 response
@@ -240,9 +244,9 @@ impl Shared {
 }
 
 /// Reads the empty body that stands on TCP for the one that came, so that the HTTP connection can go on. What is not empty
-/// is left where it is, and the HTTP connection ends after the response.
-async fn finish<B: Body>(body: B, limit: Duration) {
+/// is left where it is, and the HTTP connection ends after the response. Whether it was empty.
+async fn finish<B: Body>(body: B, limit: Duration) -> bool {
     let mut body = std::pin::pin!(body);
     // An error shows when the response is sent.
-    let _ = tokio::time::timeout(limit, body.frame()).await;
+    matches!(tokio::time::timeout(limit, body.frame()).await, Ok(None))
 }

@@ -162,7 +162,9 @@ async fn a_server_that_stops_ends_a_connection_that_waits() {
 /// What rdma-httpd answers to these lines and a GET's own.
 fn answer(httpd: &Httpd, version: &str, lines: &str) -> String {
     let mut http = TcpStream::connect(httpd.address).unwrap();
-    write!(http, "GET /body.bin HTTP/{version}\r\nHost: x\r\n{lines}\r\n").unwrap();
+    // At once: what came after the end would be answered with a reset.
+    let request = format!("GET /body.bin HTTP/{version}\r\nHost: x\r\n{lines}\r\n");
+    http.write_all(request.as_bytes()).unwrap();
     text(http)
 }
 

@@ -22,3 +22,4 @@ mod stepping;
 mod steps;
 mod support;
 mod tshark;
+mod unread;
