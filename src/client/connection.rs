@@ -369,9 +369,10 @@ impl HttpConnection {
         async move {
             match timeout(limit, answer).await {
                 Err(_) => Err(ClientError::TimedOut { peer, what: "response", limit }),
-                Ok(Err(source)) => {
-                    Err(ClientError::Broken { peer, during: "before the response came", source })
-                }
+                Ok(Err(source)) => Err(match broken_body(&source) {
+                    Some(error) => ClientError::Upload(error),
+                    None => ClientError::Broken { peer, during: "before the response came", source },
+                }),
                 Ok(Ok(response)) => Ok(response.into_parts()),
             }
         }
@@ -418,6 +419,12 @@ where
         }
     });
     Ok((sender, Driver(driver)))
+}
+
+/// Why a request's own body broke off, if that is what ended the exchange.
+fn broken_body(error: &hyper::Error) -> Option<io::Error> {
+    let cause = std::error::Error::source(error).filter(|_| error.is_user())?;
+    Some(io::Error::other(cause.to_string()))
 }
 
 /// A response's head, and its body as it comes over TCP.

@@ -24,6 +24,22 @@ where
     B: Body,
     B::Error: Into<BoxError>,
 {
+    let result = expose_all(link, limits, id, first, feed, read).await;
+    result.map_err(|error| feed.blame(error))
+}
+
+async fn expose_all<B>(
+    link: &Link,
+    limits: Limits,
+    id: TransferId,
+    first: Option<Source>,
+    feed: &mut Feed<B>,
+    read: &mut u64,
+) -> Result<(), FlowError>
+where
+    B: Body,
+    B::Error: Into<BoxError>,
+{
     let length = feed.length();
     let mut shown = first.as_ref().map_or(0, |first| first.length() as u64);
     let mut regions: VecDeque<(u64, Source)> = first.into_iter().map(|first| (shown, first)).collect();

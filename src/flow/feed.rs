@@ -6,13 +6,13 @@ use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, Bytes};
 use http_body::{Body, Frame, SizeHint};
 
-use super::BoxError;
 use super::gather::{Gather, Sealing};
+use super::{BoxError, FlowError};
 use crate::memory::Load;
 use crate::seal::{Keys, Sealer, sealed_length};
 
@@ -73,6 +73,48 @@ impl FilePart {
             Ok(_) => Err("the file was changed meanwhile".into()),
             Err(error) => Err(error.into()),
         }
+    }
+}
+
+/// A body that is read from a file, as long as that is what it was.
+pub struct Guarded<B> {
+    body: Pin<Box<B>>,
+    part: FilePart,
+}
+
+impl<B> Guarded<B> {
+    /// `body`, which is read from the part's file: it breaks off where that was changed.
+    pub fn new(body: B, part: FilePart) -> Self {
+        Self { body: Box::pin(body), part }
+    }
+}
+
+impl<B> Body for Guarded<B>
+where
+    B: Body,
+    B::Error: Into<BoxError>,
+{
+    type Data = B::Data;
+    type Error = BoxError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<B::Data>, BoxError>>> {
+        let frame = ready!(self.body.as_mut().poll_frame(cx));
+        // What has been read is of before the change, if there was none by now.
+        Poll::Ready(frame.map(|frame| {
+            self.part.check()?;
+            frame.map_err(Into::into)
+        }))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
     }
 }
 
@@ -155,6 +197,16 @@ where
         }
     }
 
+    /// Why a transfer of it broke: a file that is not what it was is to blame, whatever came of it.
+    pub(super) fn blame(&self, error: FlowError) -> FlowError {
+        match (&self.from, error) {
+            (From::File(part), error @ (FlowError::Lost(_) | FlowError::Register(_))) => {
+                part.check().err().map_or(error, FlowError::Body)
+            }
+            (_, error) => error,
+        }
+    }
+
     /// The whole body again, for whoever sends it another way; nothing of it may have been taken but by
     /// [`begin`](Self::begin). `None` where it is a file's part: its owner still has the body; or where it is sealed.
     pub fn into_body(self) -> Option<Unread<B>> {
@@ -216,7 +268,7 @@ where
 #[cfg(test)]
 mod tests {
     use super::*;
-    use http_body_util::StreamBody;
+    use http_body_util::{BodyExt, StreamBody};
     use proptest::prelude::*;
     use std::convert::Infallible;
     use std::io::Write;
@@ -288,8 +340,17 @@ mod tests {
         assert_eq!(offsets(block_on(feed.next(5)).unwrap()), (2, 5));
         assert_eq!(offsets(block_on(feed.next(5)).unwrap()), (7, 3));
         block_on(feed.end()).unwrap();
+        let pieces = || body(vec![vec![0; 4], vec![1; 4]]);
+        let mut guarded = [(), ()].map(|()| Guarded::new(pieces(), part(&file).unwrap()));
+        let [whole, cut] = &mut guarded;
+        assert_eq!(block_on(whole.collect()).unwrap().to_bytes().len(), 8);
+        assert!(block_on(cut.frame()).unwrap().is_ok());
+        let lost = || FlowError::Lost(crate::fabric::FabricError::Closed);
+        assert!(matches!(feed.blame(lost()), FlowError::Lost(_)));
         file.set_len(9).unwrap();
+        assert!(block_on(cut.frame()).unwrap().unwrap_err().to_string().contains("changed meanwhile"));
         assert!(block_on(feed.end()).is_err());
+        assert!(matches!(feed.blame(lost()), FlowError::Body(_)));
         assert!(part(&file).is_err());
     }
 }

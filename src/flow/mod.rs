@@ -21,7 +21,7 @@ use std::time::Duration;
 
 pub use expose::expose;
 pub(crate) use feed::to_bytes;
-pub use feed::{Feed, FilePart, Unread};
+pub use feed::{Feed, FilePart, Guarded, Unread};
 pub(crate) use pace::Pace;
 pub use pull::Pull;
 pub use ring::Ring;

@@ -38,6 +38,21 @@ where
     B: Body,
     B::Error: Into<BoxError>,
 {
+    let result = write_all(link, limits, target, feed, written).await;
+    result.map_err(|error| feed.blame(error))
+}
+
+async fn write_all<B>(
+    link: &Link,
+    limits: Limits,
+    target: Target,
+    feed: &mut Feed<B>,
+    written: &mut u64,
+) -> Result<(), FlowError>
+where
+    B: Body,
+    B::Error: Into<BoxError>,
+{
     let length = feed.length();
     let (pace, window) = (limits.pace(), VecDeque::new());
     let mut writer = Writer { link, limits, pace, target, window, posted: 0, told: 0, credit: 0, written };

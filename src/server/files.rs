@@ -22,7 +22,7 @@ use tower_http::services::ServeDir;
 use super::layer::{BoxError, RequestBody, ResponseBody};
 use super::respond::boxed;
 use crate::fabric::BoxFuture;
-use crate::flow::FilePart;
+use crate::flow::{FilePart, Guarded};
 
 /// How the files begin that are not whole yet. Nobody is given them.
 const PARTIAL: &str = ".rdma-httpd-";
@@ -68,7 +68,10 @@ impl Files {
         if get && response.status().is_success() {
             let found = part(&self.root.join(&path), response.headers());
             match tokio::task::spawn_blocking(move || found.open()).await {
-                Ok(Ok(part)) => drop(response.extensions_mut().insert(part)),
+                Ok(Ok(part)) => {
+                    response = response.map(|body| boxed(Guarded::new(body, part.clone())));
+                    response.extensions_mut().insert(part);
+                }
                 // Only those who would have sent it unread miss it.
                 other => tracing::debug!(?other, "the file cannot be sent without being read"),
             }

@@ -3,6 +3,7 @@
 
 mod broken;
 mod by_hand;
+mod changed;
 mod cli;
 mod crowd;
 mod curl;
