@@ -331,7 +331,9 @@ impl Args {
             allow: self.allow_rdma_to.clone(),
             crc: self.common.crc == OnOff::On,
             mode: match self.mode {
-                ModeName::Auto | ModeName::Plain => None,
+                ModeName::Plain => None,
+                ModeName::Auto if self.upload_file.is_some() => Some(Mode::ClientWrites),
+                ModeName::Auto => Some(Mode::ServerWrites),
                 ModeName::ServerWrites => Some(Mode::ServerWrites),
                 ModeName::ClientReads => Some(Mode::ClientReads),
                 ModeName::ClientWrites => Some(Mode::ClientWrites),

@@ -10,7 +10,7 @@ use crate::channel::Channel;
 use crate::events::Recorder;
 use crate::fabric::{Access, ConnectOptions, Connection, Fabric, FabricError, Listener, Pd};
 use crate::flow::{Link, RECEIVE_DEPTH, RECEIVE_SIZE};
-use crate::header::{Advert, Route, TransferId};
+use crate::header::{Advert, Mode, Route, TransferId};
 use crate::memory::{Buffers, Sink};
 use crate::message::Message;
 
@@ -58,9 +58,15 @@ impl Endpoint {
         if let Some(memory) = &self.memory {
             return Ok(memory.clone());
         }
-        // Sources, and as many sinks of Reads or the region that is offered.
-        let (pd, kept) = (fabric.allocate_pd()?, (options.chunk, options.window.saturating_mul(2)));
+        let (pd, kept) = (fabric.allocate_pd()?, (options.chunk, options.window));
         let memory = Buffers::new(&pd, options.memory, kept, None, recorder);
+        // All that transfers in this mode take.
+        let (flight, room) = match options.mode {
+            None => (options.window, Some(options.maxlen)),
+            Some(Mode::ServerWrites) => (0, Some(options.maxlen)),
+            Some(Mode::ClientReads | Mode::ClientWrites | Mode::ServerReads) => (options.window, None),
+        };
+        memory.prepare(flight, room.map(fitting).transpose()?)?;
         Ok(self.memory.insert(memory).clone())
     }
 
@@ -168,13 +174,14 @@ pub(super) fn new_id() -> Result<TransferId, FabricError> {
         .map_err(|error| FabricError::Invalid(format!("no random bytes from the system: {error}")))
 }
 
+fn fitting(maxlen: u64) -> Result<usize, FabricError> {
+    let unfit = |_| FabricError::Invalid(format!("maxlen={maxlen} does not fit in this machine's memory"));
+    usize::try_from(maxlen).map_err(unfit)
+}
+
 /// A sink of `maxlen` bytes, and what is told of it.
 pub(super) fn sink(memory: &Buffers, maxlen: u64) -> Result<(Sink, Advert), FabricError> {
-    let length = usize::try_from(maxlen).map_err(|_| {
-        FabricError::Invalid(format!("maxlen={maxlen} does not fit in this machine's memory"))
-    })?;
-    memory.prepare(1, length, Access::REMOTE_WRITE)?;
-    let sink = memory.sink(length, Access::REMOTE_WRITE)?;
+    let sink = memory.sink(fitting(maxlen)?, Access::REMOTE_WRITE)?;
     let region = sink.region();
     let at = crate::fabric::RemoteAddress { stag: region.stag(), to: region.base() };
     Ok((sink, Advert { at, maxlen }))

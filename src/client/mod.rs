@@ -101,11 +101,11 @@ impl Default for Options {
 
 impl Options {
     /// Bytes that one connection may have registered at once: the region that is offered, or what is in flight; with a
-    /// strategy that keeps buffers those for what comes and for what goes.
+    /// strategy that keeps buffers both.
     pub fn registered_at_most(&self) -> u64 {
         let flight = (self.chunk as u64).saturating_mul(self.window as u64);
         match self.memory.keeps_buffers() {
-            true => self.maxlen.max(flight).saturating_add(flight),
+            true => self.maxlen.saturating_add(flight),
             false => self.maxlen.max(flight),
         }
     }

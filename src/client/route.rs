@@ -7,9 +7,9 @@ use tokio::sync::OwnedMutexGuard;
 
 use super::connection::{HttpConnection, empty};
 use super::endpoint::{Endpoint, connect_options, new_id, sink};
-use super::{ClientError, Connect, Options};
+use super::{ClientError, Connect};
 use crate::channel::Channel;
-use crate::fabric::{Access, Fabric, FabricError};
+use crate::fabric::{Fabric, FabricError};
 use crate::header::{Asked, Mode, Offer, Outcome, RDMA, Reason, Route, TransferId};
 use crate::memory::Sink;
 use crate::message::Message;
@@ -59,11 +59,7 @@ impl HttpConnection {
                     let (sink, region) = sink(&memory, self.client.options.maxlen)?;
                     (Some(sink), Some(region))
                 }
-                _ => {
-                    let Options { chunk, window, .. } = self.client.options;
-                    memory.prepare(window, chunk, Access::LOCAL_WRITE)?;
-                    (None, None)
-                }
+                _ => (None, None),
             };
             Ok::<_, FabricError>(Some((
                 id,

@@ -368,7 +368,6 @@ async fn offering(
     sealing: &mut Option<Sealing>,
 ) -> Result<Offering, ClientError> {
     let id = new_id()?;
-    memory.prepare_sources(options.window)?;
     let (seal, mut feed) = match sealing.as_mut().and_then(|sealing| sealing.next(mode, id)) {
         Some((number, keys)) => (Some(number), upload.sealed(keys)?),
         None => (None, upload.feed(options.memory)),

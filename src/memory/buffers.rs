@@ -42,8 +42,6 @@ pub struct Buffers(Arc<Shared>);
 struct Shared {
     // Before the teller, so that all is released when the figures are told.
     free: Mutex<Vec<Free>>,
-    /// What was registered before it was needed.
-    prepared: Mutex<Vec<(Access, usize)>>,
     pd: Pd,
     strategy: Strategy,
     size: usize,
@@ -96,7 +94,8 @@ struct Free {
 pub struct NotWritten(u64);
 
 impl Buffers {
-    /// Memory of connections in `pd`, in buffers of `size` bytes where they are kept; `most` of them are kept.
+    /// Memory of connections in `pd`, in buffers of `size` bytes where they are kept; `most` of them are kept, and a region
+    /// to be written to.
     pub fn new(
         pd: &Pd,
         strategy: Strategy,
@@ -112,8 +111,8 @@ impl Buffers {
             pinned: AtomicU64::new(0),
             most_pinned: AtomicU64::new(0),
         };
-        let (free, prepared) = (Mutex::default(), Mutex::default());
-        Self(Arc::new(Shared { free, prepared, pd: pd.clone(), strategy, size, most, _share: share, teller }))
+        let free = Mutex::default();
+        Self(Arc::new(Shared { free, pd: pd.clone(), strategy, size, most, _share: share, teller }))
     }
 
     /// The strategy.
@@ -126,28 +125,18 @@ impl Buffers {
         &self.0.pd
     }
 
-    /// With [`Strategy::Static`], registers the `count` buffers of `length` bytes that transfers of a kind take, the first
-    /// time that it is called for that kind. Other strategies register when a transfer needs it.
-    pub fn prepare(&self, count: usize, length: usize, access: Access) -> Result<(), FabricError> {
+    /// With [`Strategy::Static`], registers all that transfers will take: `count` buffers for what is in flight, and a
+    /// region of `room` bytes for the peer to write to, where it may. Other strategies register when a transfer needs it.
+    pub fn prepare(&self, count: usize, room: Option<usize>) -> Result<(), FabricError> {
         if self.0.strategy != Strategy::Static {
             return Ok(());
         }
-        {
-            let mut prepared = self.0.prepared.lock().unwrap_or_else(PoisonError::into_inner);
-            if prepared.contains(&(access, length)) {
-                return Ok(());
-            }
-            prepared.push((access, length));
-        }
         // None of them is free before all are there; then all of them are.
-        let made: Result<Vec<Sink>, FabricError> = (0..count).map(|_| self.sink(length, access)).collect();
+        let flight = (0..count).map(|_| self.sink(self.0.size, Access::LOCAL_WRITE));
+        let room = room.map(|room| self.sink(room, Access::REMOTE_WRITE));
+        let made: Result<Vec<Sink>, FabricError> = flight.chain(room).collect();
         // Nothing was put into them.
         made.map(|made| made.into_iter().for_each(|mut sink| sink.buffer.used = 0))
-    }
-
-    /// The same for bytes that are to be sent: as many buffers as may be in flight.
-    pub fn prepare_sources(&self, count: usize) -> Result<(), FabricError> {
-        self.prepare(count, self.0.size, KEPT_SOURCE)
     }
 
     /// Makes bytes something that can be sent, and read by the peer if `access` says so.
@@ -161,11 +150,11 @@ impl Buffers {
                 Ok(Source { buffer: self.buffer(region, access, length), length })
             }
             Load::Bytes(bytes) if self.0.strategy.keeps_buffers() && length <= self.0.size => {
-                let (region, used) = match self.0.take(KEPT_SOURCE, length) {
+                let (region, used) = match self.0.take(KEPT, length) {
                     Some(free) => (free.region, free.used),
-                    None => (self.0.register(vec![0; self.0.size], KEPT_SOURCE)?, 0),
+                    None => (self.0.register(vec![0; self.0.size], KEPT)?, 0),
                 };
-                let source = Source { buffer: self.buffer(region, KEPT_SOURCE, length), length };
+                let source = Source { buffer: self.buffer(region, KEPT, length), length };
                 source.region().copy_in(0, &bytes)?;
                 // The peer may read all of the buffer, and shall find nothing there of the body before.
                 if used > length {
@@ -183,20 +172,26 @@ impl Buffers {
 
     /// Memory of `length` bytes for bytes to arrive in.
     pub fn sink(&self, length: usize, access: Access) -> Result<Sink, FabricError> {
-        let kept = if self.0.strategy.keeps_buffers() { self.0.take(access, length) } else { None };
-        let region = match kept {
+        let keeps = self.0.strategy.keeps_buffers();
+        let (access, size) = match keeps && access == Access::LOCAL_WRITE && length <= self.0.size {
+            true => (KEPT, self.0.size),
+            false => (access, length),
+        };
+        let kept = if keeps { self.0.take(access, length) } else { None };
+        let (region, used) = match kept {
             Some(free) => {
                 free.region.as_region().expect();
-                free.region
+                (free.region, free.used)
             }
             None => {
-                let memory = zeroed(length).map_err(|_| {
-                    FabricError::Invalid(format!("no address space for {length} bytes; lower --maxlen"))
+                let memory = zeroed(size).map_err(|_| {
+                    FabricError::Invalid(format!("no address space for {size} bytes; lower --maxlen"))
                 })?;
-                self.0.register(memory, access)?
+                (self.0.register(memory, access)?, 0)
             }
         };
-        Ok(Sink { buffer: self.buffer(region, access, length), length })
+        // What was in it before stays behind what comes.
+        Ok(Sink { buffer: self.buffer(region, access, used.max(length)), length })
     }
 
     fn buffer(&self, region: Registered, access: Access, used: usize) -> Buffer {
@@ -208,8 +203,9 @@ impl Buffers {
     }
 }
 
-/// The rights of kept sources: they may come to be read by the peer.
-const KEPT_SOURCE: Access = Access::REMOTE_READ;
+/// The rights of kept buffers for what is in flight. Bytes are sent from them, read from them by the peer, and read into
+/// them: one transfer goes after the other, so that the same ones do for all.
+const KEPT: Access = Access { local_write: true, ..Access::REMOTE_READ };
 
 impl Shared {
     fn free(&self) -> MutexGuard<'_, Vec<Free>> {
@@ -274,7 +270,7 @@ impl Drop for Buffer {
             && let Some(region) = self.region.take()
         {
             let mut free = self.home.free();
-            // A sink and as many sources as are in flight.
+            // As many as may be in flight, and a region to be written to.
             if free.len() <= self.home.most {
                 self.home.teller.pinned.fetch_add(region.as_region().len() as u64, Ordering::Relaxed);
                 free.push(Free { access: self.access, used: self.used, region });

@@ -4,7 +4,7 @@
 //! | strategy | a body's bytes | registered | copied |
 //! |---|---|---|---|
 //! | `dynamic` | lie in a buffer, which is registered for one transfer | each time | never |
-//! | `static` | are copied to or from buffers that were registered before the first transfer of the kind | never again | always |
+//! | `static` | are copied to or from buffers that were registered with the connection, before the first transfer | never again | always |
 //! | `cache` | as `static`, with buffers registered as they are needed, and kept | until there are enough | always |
 //! | `sendfile` | stay in the file, which is registered | each time | never, nor read into user space |
 
@@ -22,7 +22,8 @@ pub use registered::Registered;
 #[serde(rename_all = "kebab-case")]
 pub enum Strategy {
     /// Buffers that serve all transfers of an RDMA connection: one copy of each byte. As many as a transfer can take are
-    /// registered before the first one of its kind begins; a server's sources when the connection is made. A peer keeps its access to them for as long as the connection lives.
+    /// registered when the connection is made, before there is anything to transfer. A peer keeps its access to them for
+    /// as long as the connection lives.
     Static,
     /// The very buffer is registered for one transfer and deregistered after it: no copy.
     #[default]

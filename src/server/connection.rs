@@ -288,13 +288,14 @@ impl Kept {
 pub(super) fn buffers(shared: &Shared, http: &HttpConnection, pd: &Pd) -> Result<Buffers, NoLink> {
     let config = &shared.config;
     let share = match config.memory.keeps_buffers() {
-        // As many sources as there may be in flight, and a sink that is as large as all of them.
+        // As many buffers as may be in flight, and a region to be written to that is as large as all of them.
         true => Some(shared.budget.reserve(http.peer().ip(), config.window_bytes().saturating_mul(2))?),
         false => None,
     };
     let kept = (config.chunk, config.window);
     let buffers = Buffers::new(pd, config.memory, kept, share, &shared.recorder);
-    buffers.prepare_sources(config.window)?;
+    // Nobody knows yet in which direction bodies will go.
+    buffers.prepare(config.window, usize::try_from(config.window_bytes()).ok())?;
     Ok(buffers)
 }
 
