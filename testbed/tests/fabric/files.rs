@@ -24,7 +24,7 @@ use crate::support::{End, PATIENCE, assert_broken, at, fabric, kind, pair, pair_
 const CHUNK: usize = 64 << 10;
 const LENGTH: usize = 8 * CHUNK;
 
-const LIMITS: Limits = Limits { chunk: CHUNK, window: 2, stall: PATIENCE };
+const LIMITS: Limits = Limits { chunk: CHUNK, window: 2, stall: PATIENCE, rate: 0 };
 const ID: TransferId = TransferId([7; 16]);
 
 #[derive(Clone, Copy, Debug)]
