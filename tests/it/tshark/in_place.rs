@@ -13,8 +13,11 @@ const REGION: usize = 48;
 const TOLD: (u8, usize) = (SEND, MESSAGE);
 const SHOWN: (u8, usize) = (SEND, REGION);
 
+/// Messages: opcode and bytes.
+type Messages = &'static [(u8, usize)];
+
 /// For each mode what the server and what the client sends for one body, apart from the frames of HTTP.
-const FLOWS: [(&str, &[(u8, usize)], &[(u8, usize)]); 4] = [
+const FLOWS: [(&str, Messages, Messages); 4] = [
     ("server-writes", &[(WRITE, LENGTH), TOLD], &[]),
     ("client-reads", &[SHOWN, (READ_RESPONSE, LENGTH)], &[(READ_REQUEST, 0), TOLD]),
     ("client-writes", &[SHOWN], &[(WRITE, LENGTH), TOLD]),
