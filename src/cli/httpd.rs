@@ -264,6 +264,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         print!("{}", settings.print());
         return ExitCode::SUCCESS;
     }
+    super::descriptors::allow_for(args.max_connections);
     let result = args.common.recorder().and_then(|recorder| {
         block_on(run(&args, recorder))
             .map_err(|error| format!("no runtime: {error}"))

@@ -5,6 +5,7 @@ pub mod httpd;
 
 mod allocator;
 mod common;
+mod descriptors;
 mod jobs;
 mod output;
 mod progress;

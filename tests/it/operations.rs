@@ -199,3 +199,37 @@ fn documents_need_nothing_else() {
         assert_eq!(run(command(program).args(["--completions", "none"])).status.code(), Some(2));
     }
 }
+
+#[test]
+fn it_may_have_as_many_descriptors_as_it_can_and_says_if_those_are_too_few() {
+    let directory = tempfile::tempdir().unwrap();
+    let start = |hard: u32, connections: &str| {
+        let mut shell = command("sh");
+        let limits = format!("ulimit -Sn 200 && ulimit -Hn {hard} && exec \"$0\" \"$@\"");
+        shell.args([
+            "-c",
+            &limits,
+            HTTPD,
+            "--listen",
+            "127.0.0.1:0",
+            "--max-connections",
+            connections,
+            "--root",
+        ]);
+        let mut server =
+            shell.arg(directory.path()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut line = String::new();
+        BufReader::new(server.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        assert!(line.contains("http://"), "{line}");
+        let limits = std::fs::read_to_string(format!("/proc/{}/limits", server.id())).unwrap();
+        let open = limits.lines().find(|line| line.starts_with("Max open files")).unwrap().to_owned();
+        kill(Pid::from_raw(server.id().try_into().unwrap()), Signal::SIGTERM).unwrap();
+        let output = server.wait_with_output().unwrap();
+        (open.split_whitespace().nth(3).unwrap().to_owned(), text(&output.stderr[..]))
+    };
+    let (open, log) = start(900, "100");
+    assert_eq!((open.as_str(), log.contains("descriptors")), ("900", false), "{log}");
+    let (open, log) = start(300, "100");
+    assert_eq!(open, "300");
+    assert!(log.contains("only 300 descriptors may be open") && log.contains("--max-connections"), "{log}");
+}
