@@ -76,6 +76,7 @@ impl ServeOptions {
             ("idle-timeout", Limit::Time(self.idle_timeout)),
             ("head-timeout", Limit::Time(self.head_timeout)),
             ("stall-timeout", Limit::Time(self.stall_timeout)),
+            ("min-rate", Limit::Bytes(self.min_rate)),
             ("shutdown-timeout", Limit::Time(self.grace)),
         ] {
             metrics.limit(setting, limit);

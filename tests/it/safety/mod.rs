@@ -6,6 +6,7 @@ mod claims;
 mod hand;
 mod late;
 mod lengths;
+mod limits;
 mod slow;
 mod stags;
 mod vanish;

@@ -221,39 +221,3 @@ async fn an_address_has_no_more_than_its_share_of_connections() {
     }
     victim.unharmed().await;
 }
-
-/// Each limit is told of, and that none was met.
-#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn all_limits_can_be_seen() {
-    let victim = Victim::start(&["--max-registered", "100MiB", "--head-timeout", "0.5"]);
-    let told = |figures: &HashMap<String, f64>| {
-        figures.contains_key("rdma_http_limit{setting=\"shutdown-timeout\"}")
-    };
-    victim.until("told of", told).await;
-    let figures = victim.figures().await;
-    for (setting, value) in [
-        ("max-connections", 1024.0),
-        ("max-connections-per-peer", 1024.0),
-        ("max-introductions", 4096.0),
-        ("max-half-open", 128.0),
-        ("max-regions", 65536.0),
-        ("max-upload", (1_u64 << 40) as f64),
-        ("max-registered", (100 << 20) as f64),
-        ("max-registered-per-peer", (256 << 20) as f64),
-        ("chunk-size", (1 << 20) as f64),
-        ("window", 8.0),
-        ("min-rate", 100.0),
-        ("connect-timeout", 5.0),
-        ("stall-timeout", 30.0),
-        ("head-timeout", 0.5),
-        ("idle-timeout", 60.0),
-        ("shutdown-timeout", 10.0),
-    ] {
-        assert_eq!(
-            figures.get(&format!("rdma_http_limit{{setting=\"{setting}\"}}")),
-            Some(&value),
-            "{setting}"
-        );
-        assert_eq!(limited(&figures, setting), 0.0, "{setting}");
-    }
-}
