@@ -30,6 +30,8 @@ struct House {
     by_peer: HashMap<IpAddr, usize>,
     /// Those that wait for a request, the longest first.
     idle: BTreeMap<u64, (IpAddr, Arc<Notify>)>,
+    /// How many were told to go and stay, because they had a request by then.
+    stayed: u64,
     next: u64,
 }
 
@@ -80,7 +82,7 @@ impl Rooms {
     pub(super) async fn enter(&self, peer: IpAddr) -> Option<Room> {
         let (shared, peer) = (&self.0, peer.to_canonical());
         let mut met = false;
-        let mut asked = false;
+        let mut asked = None;
         loop {
             let mut changed = pin!(shared.changed.notified());
             changed.as_mut().enable();
@@ -100,11 +102,11 @@ impl Rooms {
                 {
                     metrics.limited(limit);
                 }
-                if !asked {
+                if asked != Some(house.stayed) {
                     match house.longest(among) {
                         Some(other) => {
                             other.notify_one();
-                            asked = true;
+                            asked = Some(house.stayed);
                         }
                         None if among.is_some() => return None,
                         None => {}
@@ -144,9 +146,17 @@ impl Room {
         }
     }
 
-    /// Resolves when the connection shall make room for another: it waits for a request.
+    /// Resolves when the connection shall make room for another: it waits for a request. One that has had a request since it
+    /// was told stays, and another goes.
     pub(super) async fn told_to_go(&self) {
-        self.told_to_go.notified().await;
+        loop {
+            self.told_to_go.notified().await;
+            if matches!(*lock(&self.doing), Doing::Idle(_) | Doing::Head(_)) {
+                return;
+            }
+            lock(&self.shared.house).stayed += 1;
+            self.shared.changed.notify_waiters();
+        }
     }
 
     /// A request's head is there.
@@ -240,11 +250,7 @@ mod tests {
         first.answered();
         let fourth = rooms.enter(peer(4));
         tokio::pin!(fourth);
-        tokio::select! {
-            biased;
-            _ = &mut fourth => panic!("both are busy"),
-            () = std::future::ready(()) => {}
-        }
+        assert!(poll_once(&mut fourth).await.is_none(), "both are busy");
         first.flushed();
         let (fourth, ()) = tokio::join!(fourth, async {
             first.told_to_go().await;
@@ -253,6 +259,33 @@ mod tests {
         drop((third, fourth));
         assert_eq!(lock(&rooms.0.house).here, 0);
         assert!(lock(&rooms.0.house).by_peer.is_empty() && lock(&rooms.0.house).idle.is_empty());
+    }
+
+    #[tokio::test]
+    async fn whoever_is_asked_while_it_is_told_to_go_stays() {
+        let rooms = Rooms::new(2, 2, None);
+        let (first, second) = (rooms.enter(peer(1)).await.unwrap(), rooms.enter(peer(2)).await.unwrap());
+        let third = rooms.enter(peer(3));
+        tokio::pin!(third);
+        // It is told, and its request comes before it has heard.
+        assert!(poll_once(&mut third).await.is_none());
+        first.begin();
+        let going = first.told_to_go();
+        tokio::pin!(going);
+        assert!(poll_once(&mut going).await.is_none(), "it has a request to answer");
+        let (_third, ()) = tokio::join!(third, async {
+            second.told_to_go().await;
+            drop(second);
+        });
+    }
+
+    /// What a future gives when it is asked once.
+    async fn poll_once<F: Future + Unpin>(future: &mut F) -> Option<F::Output> {
+        tokio::select! {
+            biased;
+            given = future => Some(given),
+            () = std::future::ready(()) => None,
+        }
     }
 
     #[tokio::test]
