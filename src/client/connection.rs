@@ -24,7 +24,7 @@ use tokio::time::timeout;
 use super::endpoint::Endpoint;
 use super::in_place::InPlace;
 use super::response::{Body, Coming, Response, Via};
-use super::route::Offered;
+use super::route::{Offered, Sealing};
 use super::{Client, ClientError};
 use crate::channel::Channel;
 use crate::events::{Event, Recorder, head};
@@ -33,7 +33,7 @@ use crate::header::{Mode, Outcome, RDMA, Reason, Route, TransferId};
 use crate::in_place::first;
 use crate::memory::Sink;
 use crate::message::Message;
-use crate::seal::{self, Keys, Opener, Secret};
+use crate::seal::{self, Opener};
 
 /// A connection to a server. Exchanges go one after the other; a response's body must be read before the next.
 pub struct HttpConnection {
@@ -55,28 +55,8 @@ pub struct HttpConnection {
     pub(super) in_place: InPlace,
     /// Whether it can carry no other exchange: an answer came before all of the request was sent.
     pub(super) spent: bool,
-}
-
-/// What seals the bodies of a connection with TLS.
-pub(super) struct Sealing {
-    /// TLS before 1.3 has none.
-    secret: Option<Secret>,
-    /// Offers that were made.
-    offers: u64,
-}
-
-impl Sealing {
-    /// The next offer's number and keys; `None` if there can be no offer.
-    pub(super) fn next(&mut self, mode: Mode, id: TransferId) -> Option<(u64, Keys)> {
-        let number = self.offers;
-        let keys = self.secret.as_ref()?.transfer(mode, id, number);
-        self.offers += 1;
-        Some((number, keys))
-    }
-
-    pub(super) fn can_seal(&self) -> bool {
-        self.secret.is_some()
-    }
+    /// Whether the server has answered on it.
+    pub(super) used: bool,
 }
 
 /// The task that moves the bytes; ends with the connection.
@@ -112,7 +92,7 @@ impl HttpConnection {
                     Ok(shaken) => shaken.map_err(|source| ClientError::Tls { peer, source })?,
                     Err(_) => return Err(ClientError::TimedOut { peer, what: "TLS handshake", limit }),
                 };
-                (handshake(stream, peer).await?, Some(Sealing { secret, offers: 0 }))
+                (handshake(stream, peer).await?, Some(Sealing::new(secret)))
             }
         };
         let (endpoint, in_place) = (Arc::default(), InPlace::default());
@@ -129,6 +109,7 @@ impl HttpConnection {
             sealing,
             in_place,
             spent: false,
+            used: false,
         })
     }
 
@@ -138,7 +119,8 @@ impl HttpConnection {
     }
 
     /// GET `target` (path and query) with these fields, and `Host` if it is not among them. If the server gives up an RDMA
-    /// transfer, it is asked once more without an offer.
+    /// transfer, it is asked once more without an offer; and if it has closed a kept connection instead of answering, or makes
+    /// none in place that it promised, once more on a new one.
     pub async fn get(&mut self, target: &str, headers: HeaderMap) -> Result<Response, ClientError> {
         self.request(Method::GET, target, headers).await
     }
@@ -151,6 +133,17 @@ impl HttpConnection {
         headers: HeaderMap,
     ) -> Result<Response, ClientError> {
         let request = self.head(method, target, headers)?;
+        let before = self.before();
+        match self.exchange(request.clone()).await {
+            Err(error) if before.is_missed(request.method(), &error) => {
+                self.again(before, &error).await?;
+                self.exchange(request).await
+            }
+            result => result,
+        }
+    }
+
+    async fn exchange(&mut self, request: Request<()>) -> Result<Response, ClientError> {
         let offered = match *request.method() {
             Method::GET => self.offer_sink().await,
             _ => None,
@@ -392,7 +385,8 @@ impl HttpConnection {
         exchange
     }
 
-    pub(super) fn tell_response(&self, exchange: u64, response: &Parts) {
+    pub(super) fn tell_response(&mut self, exchange: u64, response: &Parts) {
+        self.used = true;
         self.client.observer.response(response);
         if self.client.recorder.is_on() {
             let (status, headers) = (response.status.as_u16(), head(&response.headers));

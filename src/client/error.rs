@@ -61,6 +61,9 @@ pub enum ClientError {
         /// What hyper says.
         source: hyper::Error,
     },
+    /// The server has said that the connection becomes the RDMA connection, and then not made it.
+    #[error("the server has not made the RDMA connection that it promised in place: {0}")]
+    NotInPlace(FabricError),
     /// The server is silent.
     #[error("{peer}: no {what} within {limit:?}")]
     TimedOut {

@@ -120,7 +120,13 @@ impl HttpConnection {
         let memory = endpoint.memory(fabric, options, recorder)?;
         let accept = in_place::receives(connect_options(options, None));
         let stream = parts.io.into_inner();
-        let connection = over_tcp.accept_over(stream, parts.read_buf, memory.pd(), accept).await?;
+        let connection = over_tcp.accept_over(stream, parts.read_buf, memory.pd(), accept).await;
+        let connection = connection.map_err(|error| match error {
+            FabricError::Closed | FabricError::TimedOut { .. } | FabricError::Io { .. } => {
+                ClientError::NotInPlace(error)
+            }
+            error => error.into(),
+        })?;
         // Nobody else can have made it; but who asked for one thing and got another should know.
         if !matches!(Message::decode(connection.private_data()), Ok(Message::Hello { id: theirs }) if theirs == id)
         {

@@ -3,6 +3,7 @@
 //! A [`Client`] holds settings and a fabric; an [`HttpConnection`] is one connection to one server, with the RDMA connection
 //! that belongs to it; a [`Pool`] keeps connections, within limits; a [`Response`] has a head and a [`Body`] that does not care how it came.
 
+mod again;
 mod connection;
 mod endpoint;
 mod error;

@@ -92,8 +92,6 @@ pub(super) struct Lease {
     share: Option<OwnedSemaphorePermit>,
     // Whoever waits for a turn gets it once the connection is where it belongs, or closed.
     turn: Option<OwnedSemaphorePermit>,
-    /// Whether another exchange went before on it.
-    used: bool,
 }
 
 /// In which registered memory is counted, so that the numbers fit a semaphore's.
@@ -110,9 +108,6 @@ impl Pool {
 
     /// Sends a request without a body to `host` and `port`, as [`HttpConnection::request`] does. The connection is in use
     /// until the response's body is read to its end, or dropped.
-    ///
-    /// A server may end a kept connection at the very moment that a request goes out on it: a GET or HEAD is then sent once
-    /// more, on a new one.
     pub async fn request(
         &self,
         (host, port): (&str, u16),
@@ -121,17 +116,8 @@ impl Pool {
         headers: HeaderMap,
     ) -> Result<Response, ClientError> {
         let mut lease = self.lease(host, port).await?;
-        let again = lease.used && matches!(method, Method::GET | Method::HEAD);
-        let second = again.then(|| headers.clone());
-        let answered = match lease.connection()?.request(method.clone(), target, headers).await {
-            Err(ClientError::Broken { .. }) if second.is_some() => {
-                let connection = lease.connection()?;
-                connection.reopen().await?;
-                connection.request(method, target, second.unwrap_or_default()).await
-            }
-            answered => answered,
-        };
-        Ok(lease.hold(answered?))
+        let answered = lease.connection()?.request(method, target, headers).await?;
+        Ok(lease.hold(answered))
     }
 
     /// Sends a file, as [`HttpConnection::upload`] does.
@@ -192,7 +178,6 @@ impl Pool {
                 }
             };
         }
-        let used = kept.is_some();
         let connection = match kept {
             Some(mut connection) => {
                 connection.renew().await?;
@@ -201,7 +186,7 @@ impl Pool {
             None => pool.client.connect(host, port).await?,
         };
         let (pool, connection) = (pool.clone(), Some(connection));
-        Ok(Lease { pool, origin, connection, share, turn: Some(turn), used })
+        Ok(Lease { pool, origin, connection, share, turn: Some(turn) })
     }
 }
 

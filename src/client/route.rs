@@ -13,7 +13,7 @@ use crate::fabric::{Fabric, FabricError};
 use crate::header::{Asked, Mode, Offer, Outcome, RDMA, Reason, Route, TransferId};
 use crate::memory::Sink;
 use crate::message::Message;
-use crate::seal::Keys;
+use crate::seal::{Keys, Secret};
 
 /// What a GET offers, and what it takes to keep the word.
 pub(super) struct Offered {
@@ -23,6 +23,32 @@ pub(super) struct Offered {
     /// What opens the body, if it is to be sealed.
     pub(super) keys: Option<Keys>,
     pub(super) endpoint: OwnedMutexGuard<Endpoint>,
+}
+
+/// What seals the bodies of a connection with TLS.
+pub(super) struct Sealing {
+    /// TLS before 1.3 has none.
+    secret: Option<Secret>,
+    /// Offers that were made.
+    offers: u64,
+}
+
+impl Sealing {
+    pub(super) fn new(secret: Option<Secret>) -> Self {
+        Self { secret, offers: 0 }
+    }
+
+    /// The next offer's number and keys; `None` if there can be no offer.
+    pub(super) fn next(&mut self, mode: Mode, id: TransferId) -> Option<(u64, Keys)> {
+        let number = self.offers;
+        let keys = self.secret.as_ref()?.transfer(mode, id, number);
+        self.offers += 1;
+        Some((number, keys))
+    }
+
+    pub(super) fn can_seal(&self) -> bool {
+        self.secret.is_some()
+    }
 }
 
 /// Why nothing is offered.

@@ -15,9 +15,10 @@ use http_body_util::BodyExt;
 use tokio::sync::{Notify, OwnedMutexGuard, oneshot};
 use tokio::time::{sleep, timeout};
 
-use super::connection::{Answer, HttpConnection, RequestBody, Sealing};
+use super::connection::{Answer, HttpConnection, RequestBody};
 use super::endpoint::{Endpoint, new_id};
 use super::response::{Response, Via};
+use super::route::Sealing;
 use super::{ClientError, Options};
 use crate::fabric::{Access, BoxFuture, FabricError, RemoteAddress};
 use crate::flow::{BoxError, Feed, FilePart, FlowError, Link, Target, Unfold, expose, write};
@@ -142,8 +143,8 @@ struct Offering {
 }
 
 impl HttpConnection {
-    /// Sends a file with POST or PUT. If the server gives up an RDMA transfer, a PUT is tried once more without an offer; a
-    /// POST is not, since nobody knows what it has done.
+    /// Sends a file with POST or PUT. If the server gives up an RDMA transfer, a PUT is tried once more without an offer, and
+    /// if it has closed a kept connection, once more on a new one; a POST is not, since nobody knows what it has done.
     pub async fn upload(
         &mut self,
         method: Method,
@@ -152,6 +153,17 @@ impl HttpConnection {
         upload: &Upload,
     ) -> Result<Response, ClientError> {
         let request = self.head(method, target, headers)?;
+        let before = self.before();
+        match self.send_file(request.clone(), upload).await {
+            Err(error) if before.is_missed(request.method(), &error) => {
+                self.again(before, &error).await?;
+                self.send_file(request, upload).await
+            }
+            result => result,
+        }
+    }
+
+    async fn send_file(&mut self, request: Request<()>, upload: &Upload) -> Result<Response, ClientError> {
         let mode = match self.client.options.mode {
             None => Some(Mode::ClientWrites),
             Some(mode @ (Mode::ClientWrites | Mode::ServerReads)) => Some(mode),

@@ -1,6 +1,7 @@
 //! Integration tests of the system, as one binary, one file an area: the two programs and the library against real peers,
 //! which are each other, curl, Python's and nginx's servers, tshark, and peers made by hand that break the rules.
 
+mod again;
 mod broken;
 mod by_hand;
 mod changed;
