@@ -18,7 +18,7 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tower::{Service, ServiceExt};
 
-use super::layer::BoxError;
+use super::body::BoxError;
 use super::linger::Linger;
 use super::metrics::Limit;
 use super::rooms::{Room, Rooms};

@@ -8,8 +8,9 @@ use http_body_util::BodyExt;
 use tokio::sync::OwnedMutexGuard;
 use tracing::{Instrument, Span, field};
 
+use super::body::{BoxError, ResponseBody};
 use super::connection::{Kept, Slot};
-use super::layer::{BoxError, ResponseBody, Shared};
+use super::layer::Shared;
 use super::metrics::broken;
 use crate::events::Event;
 use crate::flow::{Feed, FlowError, Target, Unfold, Unread, expose, write};

@@ -19,8 +19,7 @@ use tempfile::NamedTempFile;
 use tower::{Service, ServiceExt};
 use tower_http::services::ServeDir;
 
-use super::layer::{BoxError, RequestBody, ResponseBody};
-use super::respond::boxed;
+use super::body::{BoxError, RequestBody, ResponseBody, boxed};
 use crate::fabric::BoxFuture;
 use crate::flow::{FilePart, Guarded};
 

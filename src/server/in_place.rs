@@ -14,10 +14,10 @@ use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 
 use super::HttpConnection;
+use super::body::{ResponseBody, boxed};
 use super::connection::{Kept, buffers, connect_options};
-use super::layer::{ResponseBody, Shared};
+use super::layer::Shared;
 use super::linger::Linger;
-use super::respond::boxed;
 use super::watched::Watched;
 use crate::fabric::{FabricError, Pd};
 use crate::header::{Asked, Offer, Route, TransferId};

@@ -13,9 +13,10 @@ use http_body_util::Empty;
 use tokio::task::JoinHandle;
 
 use super::HttpConnection;
+use super::body::{ResponseBody, boxed};
 use super::connection::{Kept, WeakConnection, connect_options};
-use super::layer::{RdmaLayer, ResponseBody, Shared};
-use super::respond::{boxed, say};
+use super::layer::{RdmaLayer, Shared};
+use super::respond::say;
 use crate::fabric::{ConnectOptions, ConnectRequest, FabricError, Listener};
 use crate::header::{Outcome, Reason, Route, TransferId};
 use crate::message::Message;

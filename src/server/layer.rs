@@ -5,88 +5,21 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, ready};
 
-use bytes::Bytes;
 use http::{HeaderMap, Method, Request, Response};
-use http_body::{Body, Frame, SizeHint};
-use http_body_util::combinators::UnsyncBoxBody;
+use http_body::Body;
+use http_body_util::Either;
 use pin_project_lite::pin_project;
 use tower::{Layer, Service};
 
+use super::body::{BoxError, LayerBody, Plain, RequestBody, ResponseBody, boxed};
 use super::introduce::Introductions;
-use super::linger::Unread;
 use super::metrics::Metrics;
 use super::{HttpConnection, RdmaConfig, respond};
 use crate::events::{Event, Recorder};
 use crate::fabric::{BoxFuture, Fabric};
-pub use crate::flow::BoxError;
 use crate::flow::Pace;
 use crate::header::{Asked, Mode, RDMA, Reason};
 use crate::memory::Budget;
-
-/// The body of every response that passes the layer.
-pub type ResponseBody = UnsyncBoxBody<Bytes, BoxError>;
-
-/// The body of every request that passes the layer.
-pub struct RequestBody {
-    body: UnsyncBoxBody<Bytes, BoxError>,
-    /// How it is waited for, where that is bounded here.
-    pace: Option<(Pace, Metrics)>,
-    /// Whom to tell when it has been read.
-    unread: Option<Unread>,
-}
-
-impl RequestBody {
-    /// A body of any make.
-    pub fn new<B>(body: B) -> Self
-    where
-        B: Body + Send + 'static,
-        B::Data: Send,
-        B::Error: Into<BoxError>,
-    {
-        Self { body: respond::boxed(body), pace: None, unread: None }
-    }
-}
-
-/// Less of a request's body came by TCP than must.
-#[derive(Debug, thiserror::Error)]
-#[error("the request's body came too slowly (--stall-timeout, --min-rate)")]
-struct TooSlow;
-
-impl Body for RequestBody {
-    type Data = Bytes;
-    type Error = BoxError;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        let this = &mut *self;
-        let frame = Pin::new(&mut this.body).poll_frame(cx);
-        if let Some(unread) = &this.unread
-            && (matches!(frame, Poll::Ready(None)) || frame.is_ready() && this.body.is_end_stream())
-        {
-            unread.tell(false);
-        }
-        let Some((pace, metrics)) = &mut this.pace else { return frame };
-        match &frame {
-            Poll::Pending if pace.poll_too_slow(cx).is_ready() => {
-                metrics.limited("stall-timeout");
-                return Poll::Ready(Some(Err(TooSlow.into())));
-            }
-            Poll::Ready(Some(Ok(frame))) => pace.moved(frame.data_ref().map_or(0, |data| data.len() as u64)),
-            _ => {}
-        }
-        frame
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
-    }
-}
 
 /// Adds RDMA to a service. Clones share limits and counters.
 #[derive(Clone)]
@@ -146,7 +79,7 @@ where
     ResBody::Data: Send,
     ResBody::Error: Into<BoxError>,
 {
-    type Response = Response<ResponseBody>;
+    type Response = Response<LayerBody<ResBody>>;
     type Error = S::Error;
     type Future = ResponseFuture<S::Future, S::Error>;
 
@@ -195,14 +128,14 @@ where
                 }
                 Ok(Some(Asked::Introduction(_) | Asked::InPlace(_))) => {
                     let response = inner.call(shared.by_tcp(request)).await?;
-                    shared.fall_back(response.map(respond::boxed), Reason::METHOD)
+                    shared.fall_back(response.map(boxed), Reason::METHOD)
                 }
-                Ok(None) => inner.call(shared.by_tcp(request)).await?.map(respond::boxed),
+                Ok(None) => inner.call(shared.by_tcp(request)).await?.map(boxed),
                 Err(error) => {
                     tracing::warn!(%error, "RDMA field ignored");
                     shared.recorder.record(Event::HeaderIgnored { error: error.to_string() });
                     let response = inner.call(shared.by_tcp(request)).await?;
-                    respond::fallback(response.map(respond::boxed), Reason::MALFORMED)
+                    respond::fallback(response.map(boxed), Reason::MALFORMED)
                 }
             };
             shared.tell_response(exchange, &response);
@@ -236,16 +169,18 @@ where
     B::Data: Send,
     B::Error: Into<BoxError>,
 {
-    type Output = Result<Response<ResponseBody>, E>;
+    type Output = Result<Response<LayerBody<B>>, E>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         match self.project().state.project() {
             Stage::Plain { answer, shared, exchange } => {
-                let response = ready!(answer.poll(cx))?.map(respond::boxed);
+                let response = ready!(answer.poll(cx))?;
                 shared.tell_response(*exchange, &response);
-                Poll::Ready(Ok(response))
+                Poll::Ready(Ok(response.map(|body| Either::Left(Plain::new(body)))))
             }
-            Stage::Asked { answer } => answer.as_mut().poll(cx),
+            Stage::Asked { answer } => {
+                answer.as_mut().poll(cx).map_ok(|response| response.map(Either::Right))
+            }
         }
     }
 }
@@ -262,8 +197,8 @@ impl Shared {
             return request.map(RequestBody::new);
         }
         let unread = request.extensions().get::<HttpConnection>().map(|http| http.unread().clone());
-        let pace = Some((Pace::new(self.config.stall_timeout, self.config.min_rate), self.metrics.clone()));
-        request.map(|body| RequestBody { body: respond::boxed(body), pace, unread })
+        let pace = Pace::new(self.config.stall_timeout, self.config.min_rate);
+        request.map(|body| RequestBody::new(body).paced(pace, self.metrics.clone()).telling(unread))
     }
 
     /// The exchange's number, where anybody is told it.
@@ -281,7 +216,7 @@ impl Shared {
         exchange
     }
 
-    fn tell_response(&self, exchange: u64, response: &Response<ResponseBody>) {
+    fn tell_response<B>(&self, exchange: u64, response: &Response<B>) {
         self.metrics.responded(response.status());
         if self.recorder.is_on() {
             let status = response.status().as_u16();

@@ -18,6 +18,7 @@
 //! ```
 
 mod accept;
+mod body;
 mod config;
 mod connection;
 mod download;
@@ -34,9 +35,10 @@ mod watched;
 
 pub(crate) use accept::prepare;
 pub use accept::{ServeOptions, serve};
+pub use body::{BoxError, LayerBody, Plain, RequestBody, ResponseBody};
 pub use config::RdmaConfig;
 pub use connection::HttpConnection;
 pub use files::Files;
-pub use layer::{BoxError, RdmaLayer, RdmaService, RequestBody, ResponseBody, ResponseFuture};
+pub use layer::{RdmaLayer, RdmaService, ResponseFuture};
 pub(crate) use metrics::Limit;
 pub use metrics::{CONTENT_TYPE_TEXT, Metrics};

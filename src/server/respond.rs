@@ -1,7 +1,6 @@
 //! What a response to an offer of a GET becomes: the checks of `docs/protocol.md`, section 2, in their order, then a
 //! transfer, and the head that says what is done.
 
-use std::any::Any;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -10,73 +9,20 @@ use bytes::Bytes;
 use http::header::{CACHE_CONTROL, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, TRANSFER_ENCODING, VARY};
 use http::response::Parts;
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode};
-use http_body::{Body, Frame, SizeHint};
+use http_body::{Body, Frame};
 use http_body_util::{BodyExt, Empty, Full};
-use pin_project_lite::pin_project;
 use tokio::sync::OwnedMutexGuard;
 
 use super::HttpConnection;
+use super::body::{BoxError, ResponseBody, boxed};
 use super::connection::{Kept, Slot};
 use super::download::Download;
-use super::layer::{BoxError, ResponseBody, Shared, known_length};
+use super::layer::{Shared, known_length};
 use crate::events::Event;
-use crate::flow::{Feed, FilePart, FlowError, to_bytes};
+use crate::flow::{Feed, FilePart, FlowError};
 use crate::header::{Offer, Outcome, RDMA, Reason, Route};
 use crate::memory::Strategy;
 use crate::seal::{Keys, sealed_length};
-
-/// A body as the layer has it; the very one where it is that already. It still knows its length, from which hyper makes the
-/// `Content-Length` of a service that sets none.
-pub(super) fn boxed<B>(body: B) -> ResponseBody
-where
-    B: Body + Send + 'static,
-    B::Data: Send,
-    B::Error: Into<BoxError>,
-{
-    let mut body = Some(body);
-    if let Some(already) = (&mut body as &mut dyn Any).downcast_mut::<Option<ResponseBody>>()
-        && let Some(already) = already.take()
-    {
-        return already;
-    }
-    match body {
-        Some(inner) => Plain { inner }.boxed_unsync(),
-        None => unreachable!("only the other kind was taken"),
-    }
-}
-
-pin_project! {
-    /// A body as it is, with its data as [`Bytes`].
-    struct Plain<B> {
-        #[pin]
-        inner: B,
-    }
-}
-
-impl<B> Body for Plain<B>
-where
-    B: Body,
-    B::Error: Into<BoxError>,
-{
-    type Data = Bytes;
-    type Error = BoxError;
-
-    fn poll_frame(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        let frame = self.project().inner.poll_frame(cx);
-        frame.map(|next| next.map(|frame| frame.map(|f| f.map_data(to_bytes)).map_err(Into::into)))
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.inner.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.inner.size_hint()
-    }
-}
 
 /// A transfer that may be begun.
 struct Admitted<'h> {

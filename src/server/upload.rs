@@ -12,10 +12,11 @@ use tokio::sync::OwnedMutexGuard;
 use tower::Service;
 
 use super::HttpConnection;
+use super::body::{BoxError, RequestBody, ResponseBody, boxed};
 use super::connection::{Kept, Slot};
 use super::download::Progress;
-use super::layer::{BoxError, RequestBody, ResponseBody, Shared};
-use super::respond::{boxed, failed, last_in_place, say};
+use super::layer::Shared;
+use super::respond::{failed, last_in_place, say};
 use crate::fabric::{Access, BoxFuture, RemoteAddress};
 use crate::flow::{FlowError, Limits, Pull, Ring, Unfold};
 use crate::header::{Mode, Offer, Outcome, Reason, TransferId};

@@ -7,6 +7,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use http_body::{Body, Frame, SizeHint};
+use pin_project_lite::pin_project;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep};
 
@@ -106,15 +107,24 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
     }
 }
 
-/// A response's body, at whose end the connection has answered.
-pub(super) struct Answer<B> {
-    body: Pin<Box<B>>,
-    room: Arc<Room>,
+pin_project! {
+    /// A response's body, at whose end the connection has answered.
+    pub(super) struct Answer<B> {
+        #[pin]
+        body: B,
+        room: Arc<Room>,
+    }
+
+    impl<B> PinnedDrop for Answer<B> {
+        fn drop(this: Pin<&mut Self>) {
+            this.room.answered();
+        }
+    }
 }
 
 impl<B> Answer<B> {
     pub(super) fn new(body: B, room: Arc<Room>) -> Self {
-        Self { body: Box::pin(body), room }
+        Self { body, room }
     }
 }
 
@@ -123,10 +133,10 @@ impl<B: Body> Body for Answer<B> {
     type Error = B::Error;
 
     fn poll_frame(
-        mut self: Pin<&mut Self>,
+        self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
-        self.body.as_mut().poll_frame(cx)
+        self.project().body.poll_frame(cx)
     }
 
     fn is_end_stream(&self) -> bool {
@@ -135,11 +145,5 @@ impl<B: Body> Body for Answer<B> {
 
     fn size_hint(&self) -> SizeHint {
         self.body.size_hint()
-    }
-}
-
-impl<B> Drop for Answer<B> {
-    fn drop(&mut self) {
-        self.room.answered();
     }
 }
