@@ -8,7 +8,6 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use http::header::{CONTENT_LENGTH, EXPECT, HeaderMap, HeaderValue};
 use http::{Method, Request, StatusCode};
 use http_body_util::BodyExt;
@@ -48,7 +47,7 @@ impl Upload {
         if !metadata.is_file() {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
         }
-        FilePart::new(file, 0, metadata.len()).map(Self)
+        FilePart::new(file, &metadata, 0, metadata.len()).map(Self)
     }
 
     /// Bytes.
@@ -63,27 +62,12 @@ impl Upload {
 
     /// The same, which holds on to something until all is sent, or nobody sends it any more.
     fn holding(&self, held: Arc<()>) -> RequestBody {
-        let length = self.length();
-        let step = |(part, at, held): (FilePart, u64, Arc<()>)| {
-            let read = async move {
-                let left = part.length() - at;
-                if left == 0 {
-                    return part.check().map(|()| None);
-                }
-                let size = usize::try_from(left).map_or(PIECE, |left| left.min(PIECE));
-                let (part, bytes) = tokio::task::spawn_blocking(move || {
-                    let bytes = part.read(at, size);
-                    (part, bytes)
-                })
-                .await?;
-                let bytes = Bytes::from(bytes?);
-                // It is of before a change, if there was none by now.
-                part.check()?;
-                Ok(Some(((part, at + size as u64, held), bytes)))
-            };
-            Box::pin(read) as BoxFuture<'static, Result<_, BoxError>>
-        };
-        Unfold::new((self.0.clone(), 0, held), Some(length), step).boxed_unsync()
+        let body = self.0.clone().into_body(PIECE);
+        body.map_frame(move |frame| {
+            let _ = &held;
+            frame
+        })
+        .boxed_unsync()
     }
 
     fn feed(&self, strategy: Strategy) -> Feed<RequestBody> {

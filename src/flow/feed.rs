@@ -1,122 +1,17 @@
-//! Bodies on their way out: cut into chunks of one size, or parts of a file that nobody reads.
+//! Bodies on their way out: cut into chunks of one size, or parts of a file that are sent unread.
 
 use std::collections::VecDeque;
-use std::fs::File;
-use std::io;
-use std::os::unix::fs::{FileExt, MetadataExt};
 use std::pin::Pin;
-use std::sync::Arc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 
 use bytes::{Buf, Bytes};
 use http_body::{Body, Frame, SizeHint};
 
+use super::file::FilePart;
 use super::gather::{Gather, Sealing};
 use super::{BoxError, FlowError};
 use crate::memory::Load;
 use crate::seal::{Keys, Sealer, sealed_length};
-
-/// A part of a file that is a body, as a response's extension: so that it can be sent without being read.
-#[derive(Clone, Debug)]
-pub struct FilePart {
-    file: Arc<File>,
-    offset: u64,
-    length: u64,
-    stamp: Stamp,
-}
-
-/// What changes when a file does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Stamp {
-    length: u64,
-    modified: (i64, i64),
-    changed: (i64, i64),
-}
-
-impl Stamp {
-    fn of(file: &File) -> io::Result<Self> {
-        let metadata = file.metadata()?;
-        Ok(Self {
-            length: metadata.len(),
-            modified: (metadata.mtime(), metadata.mtime_nsec()),
-            changed: (metadata.ctime(), metadata.ctime_nsec()),
-        })
-    }
-}
-
-impl FilePart {
-    /// `length` bytes from `offset`. From here on a change of the file breaks the body.
-    pub fn new(file: File, offset: u64, length: u64) -> io::Result<Self> {
-        let stamp = Stamp::of(&file)?;
-        if offset.checked_add(length).is_none_or(|end| end > stamp.length) {
-            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the file is shorter than that"));
-        }
-        Ok(Self { file: Arc::new(file), offset, length, stamp })
-    }
-
-    /// Bytes.
-    pub fn length(&self) -> u64 {
-        self.length
-    }
-
-    /// Reads `length` bytes at `from`, counted from the part's beginning.
-    pub fn read(&self, from: u64, length: usize) -> io::Result<Vec<u8>> {
-        let mut bytes = vec![0; length];
-        self.file.read_exact_at(&mut bytes, self.offset + from)?;
-        Ok(bytes)
-    }
-
-    /// Whether the file is what it was.
-    pub fn check(&self) -> Result<(), BoxError> {
-        match Stamp::of(&self.file) {
-            Ok(now) if now == self.stamp => Ok(()),
-            Ok(_) => Err("the file was changed meanwhile".into()),
-            Err(error) => Err(error.into()),
-        }
-    }
-}
-
-/// A body that is read from a file, as long as that is what it was.
-pub struct Guarded<B> {
-    body: Pin<Box<B>>,
-    part: FilePart,
-}
-
-impl<B> Guarded<B> {
-    /// `body`, which is read from the part's file: it breaks off where that was changed.
-    pub fn new(body: B, part: FilePart) -> Self {
-        Self { body: Box::pin(body), part }
-    }
-}
-
-impl<B> Body for Guarded<B>
-where
-    B: Body,
-    B::Error: Into<BoxError>,
-{
-    type Data = B::Data;
-    type Error = BoxError;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<B::Data>, BoxError>>> {
-        let frame = ready!(self.body.as_mut().poll_frame(cx));
-        // What has been read is of before the change, if there was none by now.
-        Poll::Ready(frame.map(|frame| {
-            self.part.check()?;
-            frame.map_err(Into::into)
-        }))
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
-    }
-}
 
 /// A body of known length, to be taken chunk by chunk.
 pub struct Feed<B> {
@@ -152,7 +47,7 @@ where
 
     /// All of a file's part.
     pub fn file(part: FilePart) -> Self {
-        Self { left: part.length, length: part.length, from: From::File(part), first: None }
+        Self { left: part.length(), length: part.length(), from: From::File(part), first: None }
     }
 
     /// Bytes of the whole.
@@ -268,9 +163,10 @@ where
 #[cfg(test)]
 mod tests {
     use super::*;
-    use http_body_util::{BodyExt, StreamBody};
+    use http_body_util::StreamBody;
     use proptest::prelude::*;
     use std::convert::Infallible;
+    use std::fs::File;
     use std::io::Write;
 
     /// A body of the given frames.
@@ -331,7 +227,7 @@ mod tests {
     fn a_file_that_changes_breaks_its_body() {
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(b"0123456789").unwrap();
-        let part = |file: &File| FilePart::new(file.try_clone().unwrap(), 2, 8);
+        let part = |file: &File| FilePart::new(file.try_clone().unwrap(), &file.metadata().unwrap(), 2, 8);
         let mut feed = Feed::<http_body_util::Empty<Bytes>>::file(part(&file).unwrap());
         let offsets = |load: Load| match load {
             Load::File { offset, length, .. } => (offset, length),
@@ -340,15 +236,9 @@ mod tests {
         assert_eq!(offsets(block_on(feed.next(5)).unwrap()), (2, 5));
         assert_eq!(offsets(block_on(feed.next(5)).unwrap()), (7, 3));
         block_on(feed.end()).unwrap();
-        let pieces = || body(vec![vec![0; 4], vec![1; 4]]);
-        let mut guarded = [(), ()].map(|()| Guarded::new(pieces(), part(&file).unwrap()));
-        let [whole, cut] = &mut guarded;
-        assert_eq!(block_on(whole.collect()).unwrap().to_bytes().len(), 8);
-        assert!(block_on(cut.frame()).unwrap().is_ok());
         let lost = || FlowError::Lost(crate::fabric::FabricError::Closed);
         assert!(matches!(feed.blame(lost()), FlowError::Lost(_)));
         file.set_len(9).unwrap();
-        assert!(block_on(cut.frame()).unwrap().unwrap_err().to_string().contains("changed meanwhile"));
         assert!(block_on(feed.end()).is_err());
         assert!(matches!(feed.blame(lost()), FlowError::Body(_)));
         assert!(part(&file).is_err());

@@ -10,6 +10,7 @@
 
 mod expose;
 mod feed;
+mod file;
 mod gather;
 mod pace;
 mod pull;
@@ -21,7 +22,8 @@ use std::time::Duration;
 
 pub use expose::expose;
 pub(crate) use feed::to_bytes;
-pub use feed::{Feed, FilePart, Guarded, Unread};
+pub use feed::{Feed, Unread};
+pub use file::{FileBody, FilePart};
 pub(crate) use pace::Pace;
 pub use pull::Pull;
 pub use ring::Ring;

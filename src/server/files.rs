@@ -3,15 +3,16 @@
 
 use std::convert::Infallible;
 use std::ffi::OsString;
-use std::fs::{self, File, Permissions};
+use std::fs::{self, Permissions};
 use std::io::{self, Write};
 use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::{Buf, Bytes};
-use http::header::{ALLOW, CONTENT_LENGTH, CONTENT_RANGE, HeaderMap, HeaderValue, IF_NONE_MATCH};
+use http::header::{ALLOW, CONTENT_LENGTH, CONTENT_RANGE, HeaderValue, IF_NONE_MATCH};
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full};
 use percent_encoding::percent_decode_str;
@@ -20,8 +21,9 @@ use tower::{Service, ServiceExt};
 use tower_http::services::ServeDir;
 
 use super::body::{BoxError, RequestBody, ResponseBody, boxed};
+use super::lookup::{Found, Lookup};
 use crate::fabric::BoxFuture;
-use crate::flow::{FilePart, Guarded};
+use crate::flow::FilePart;
 
 /// How the files begin that are not whole yet. Nobody is given them.
 const PARTIAL: &str = ".rdma-httpd-";
@@ -29,8 +31,8 @@ const PARTIAL: &str = ".rdma-httpd-";
 /// Serves a directory.
 #[derive(Clone)]
 pub struct Files {
-    root: PathBuf,
-    reader: ServeDir,
+    root: Arc<Path>,
+    piece: usize,
     uploads: bool,
     max_upload: u64,
 }
@@ -38,9 +40,7 @@ pub struct Files {
 impl Files {
     /// Serves the files under `root`, read in pieces of `piece` bytes; and takes files if `uploads`.
     pub fn new(root: impl Into<PathBuf>, piece: usize, uploads: bool) -> Self {
-        let root = root.into();
-        let reader = ServeDir::new(&root).with_buf_chunk_size(piece);
-        Self { root, reader, uploads, max_upload: u64::MAX }
+        Self { root: root.into().into(), piece, uploads, max_upload: u64::MAX }
     }
 
     /// Takes no file of more bytes.
@@ -61,24 +61,36 @@ impl Files {
                 }
             };
         }
-        let get = request.method() == Method::GET;
-        let response = self.reader.oneshot(request).await.unwrap_or_else(|never: Infallible| match never {});
-        let mut response = response.map(boxed);
-        if get && response.status().is_success() {
-            let found = part(&self.root.join(&path), response.headers());
-            match tokio::task::spawn_blocking(move || found.open()).await {
-                Ok(Ok(part)) => {
-                    response = response.map(|body| boxed(Guarded::new(body, part.clone())));
-                    response.extensions_mut().insert(part);
-                }
-                // Only those who would have sent it unread miss it.
-                other => tracing::debug!(?other, "the file cannot be sent without being read"),
-            }
-        }
+        let mut response = self.read(request).await;
         if response.status() == StatusCode::METHOD_NOT_ALLOWED && self.uploads {
             response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET,HEAD,PUT,POST"));
         }
         response
+    }
+
+    /// Answers whoever wants to read. What `ServeDir` says is the head: the body is read here from the file that it looked
+    /// at, or sent unread.
+    async fn read(&self, mut request: Request<RequestBody>) -> Response<ResponseBody> {
+        let get = request.method() == Method::GET;
+        if get {
+            *request.method_mut() = Method::HEAD;
+        }
+        let lookup = Lookup::default();
+        let reader = ServeDir::with_backend(&self.root, lookup.clone());
+        let mut response = reader.oneshot(request).await.unwrap_or_else(|never: Infallible| match never {});
+        if !get || !response.status().is_success() {
+            return response.map(boxed);
+        }
+        match part(lookup, &response) {
+            Ok(part) => {
+                response.extensions_mut().insert(part.clone());
+                response.map(|_| part.into_body(self.piece).boxed_unsync())
+            }
+            Err(error) => {
+                tracing::warn!(%error, "a file cannot be sent");
+                plain(io_status(&error))
+            }
+        }
     }
 }
 
@@ -112,30 +124,14 @@ fn path_of(target: &str) -> Option<PathBuf> {
 }
 
 /// The part of a file that a response has as its body.
-struct Found {
-    path: PathBuf,
-    offset: u64,
-    length: Option<u64>,
-}
-
-fn part(path: &Path, headers: &HeaderMap) -> Found {
-    let text = |name| headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok());
+fn part<B>(lookup: Lookup, response: &Response<B>) -> io::Result<FilePart> {
+    let Found { file, metadata, .. } = lookup.into_found().ok_or(io::ErrorKind::NotFound)?;
+    let text = |name| response.headers().get(name).and_then(|value: &HeaderValue| value.to_str().ok());
     let length = text(CONTENT_LENGTH).and_then(|length| length.parse().ok());
     // `bytes 0-9/100`
     let first =
         text(CONTENT_RANGE).and_then(|range| range.strip_prefix("bytes ")?.split('-').next()?.parse().ok());
-    Found { path: path.to_owned(), offset: first.unwrap_or(0), length }
-}
-
-impl Found {
-    fn open(&self) -> io::Result<FilePart> {
-        let mut path = self.path.clone();
-        if fs::metadata(&path)?.is_dir() {
-            path.push("index.html");
-        }
-        let length = self.length.ok_or(io::ErrorKind::InvalidInput)?;
-        FilePart::new(File::open(path)?, self.offset, length)
-    }
+    FilePart::new(file, &metadata, first.unwrap_or(0), length.ok_or(io::ErrorKind::InvalidInput)?)
 }
 
 /// Why a file was not taken.

@@ -27,6 +27,7 @@ mod in_place;
 mod introduce;
 mod layer;
 mod linger;
+mod lookup;
 mod metrics;
 mod respond;
 mod rooms;

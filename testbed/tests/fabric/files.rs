@@ -72,7 +72,9 @@ impl Scene {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("file");
         fs::write(&path, pattern(LENGTH)).unwrap();
-        let part = FilePart::new(File::open(&path).unwrap(), 0, LENGTH as u64).unwrap();
+        let file = File::open(&path).unwrap();
+        let metadata = file.metadata().unwrap();
+        let part = FilePart::new(file, &metadata, 0, LENGTH as u64).unwrap();
         let options = || ConnectOptions {
             receive_depth: RECEIVE_DEPTH,
             receive_size: RECEIVE_SIZE,
