@@ -23,12 +23,12 @@ use tokio::time::timeout;
 
 use super::endpoint::Endpoint;
 use super::in_place::InPlace;
-use super::response::{Body, Coming, Response, Via};
+use super::response::{Body, Response, Via};
 use super::route::{Offered, Sealing};
 use super::{Client, ClientError};
 use crate::channel::Channel;
 use crate::events::{Event, Recorder, head};
-use crate::flow::{BoxError, Pull, Ring};
+use crate::flow::{BoxError, Intake};
 use crate::header::{Mode, Outcome, RDMA, Reason, Route, TransferId};
 use crate::in_place::first;
 use crate::memory::Sink;
@@ -266,13 +266,14 @@ impl HttpConnection {
                 Ok(Response { head, via: Via::Rdma(offer.mode), body: Body::rdma(body, recorder) })
             }
             Some(Outcome::Under { mode, bytes, id: theirs }) if mode == offer.mode && theirs == id => {
+                let opener = keys.map(|keys| Opener::new(keys, bytes)).transpose()?;
+                let limits = if opener.is_some() { limits.in_records() } else { limits };
                 let coming = match sink {
-                    Some(sink) => Coming::Written(Ring::new(id, sink, bytes)),
-                    None => Coming::Read(Pull::new(id, None, bytes)),
+                    Some(sink) => Intake::written(id, sink, bytes, limits),
+                    None => Intake::read(id, None, bytes, limits),
                 };
                 let http = (incoming, self.peer);
-                let opener = keys.map(|keys| Opener::new(keys, bytes)).transpose()?;
-                let body = Body::flow((coming, opener), endpoint, limits, bytes, http, recorder);
+                let body = Body::flow((coming, opener), endpoint, limit, bytes, http, recorder);
                 Ok(Response { head, via: Via::Rdma(mode), body })
             }
             Some(
@@ -324,7 +325,7 @@ impl HttpConnection {
         };
         let wanted = Message::Done { id, bytes };
         let result = match message {
-            Ok(message) if message == wanted => match sink.holds(bytes) {
+            Ok(message) if message == wanted => match sink.holds(0..bytes) {
                 Ok(()) => Ok(sink.take(usize::try_from(bytes).unwrap_or(usize::MAX))?),
                 Err(error) => Err(ClientError::Protocol(error.to_string())),
             },

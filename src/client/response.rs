@@ -13,7 +13,7 @@ use super::endpoint::Endpoint;
 use super::pool::Lease;
 use super::upload::Decision;
 use crate::events::{Event, Recorder};
-use crate::flow::{FlowError, Limits, Pull, Ring};
+use crate::flow::{FlowError, Intake};
 use crate::header::{Mode, Reason};
 use crate::seal::Opener;
 
@@ -71,11 +71,10 @@ struct Tcp {
 
 /// A body on its way by RDMA.
 struct Flow {
-    coming: Coming,
+    coming: Intake,
     /// What opens it, if it is sealed.
     opener: Option<Opener>,
     endpoint: OwnedMutexGuard<Endpoint>,
-    limits: Limits,
     /// The response's own body, which is empty and ends with the transfer.
     http: Tcp,
     http_ended: bool,
@@ -83,21 +82,15 @@ struct Flow {
     whole: bool,
 }
 
-/// In which way.
-pub(super) enum Coming {
-    Written(Ring),
-    Read(Pull),
-}
-
 impl Flow {
     /// The next piece. The end is there when both have ended, the transfer and the response.
     async fn piece(&mut self) -> Result<Option<Bytes>, ClientError> {
         let peer = self.http.peer;
         loop {
-            let Self { coming, endpoint, limits, http, http_ended, .. } = self;
+            let Self { coming, endpoint, http, http_ended, .. } = self;
             tokio::select! {
                 biased;
-                piece = next(coming, endpoint, *limits) => match piece {
+                piece = next(coming, endpoint) => match piece {
                     Ok(Some(piece)) => {
                         let Some(opener) = &mut self.opener else { return Ok(Some(piece)) };
                         let opened = opener.push(piece)?;
@@ -132,13 +125,10 @@ fn two_bodies() -> ClientError {
     ClientError::Protocol("it sends a body over TCP, too".into())
 }
 
-async fn next(coming: &mut Coming, endpoint: &Endpoint, limits: Limits) -> Result<Option<Bytes>, FlowError> {
-    let Some(link) = endpoint.link() else {
-        return Err(FlowError::Protocol("it says that the body comes, and never connected".into()));
-    };
-    match coming {
-        Coming::Written(ring) => ring.next(link, limits).await,
-        Coming::Read(pull) => pull.next(link, limits).await,
+async fn next(coming: &mut Intake, endpoint: &Endpoint) -> Result<Option<Bytes>, FlowError> {
+    match endpoint.link() {
+        Some(link) => coming.next(link).await,
+        None => Err(FlowError::Protocol("it says that the body comes, and never connected".into())),
     }
 }
 
@@ -167,17 +157,16 @@ impl Body {
 
     /// A body that comes by RDMA, as `length` bytes, while `incoming`, which is empty, lasts.
     pub(super) fn flow(
-        (coming, opener): (Coming, Option<Opener>),
+        (coming, opener): (Intake, Option<Opener>),
         endpoint: OwnedMutexGuard<Endpoint>,
-        limits: Limits,
+        stall: Duration,
         length: u64,
         (incoming, peer): (Incoming, SocketAddr),
         recorder: Recorder,
     ) -> Self {
-        let http = Tcp { incoming, peer, timeout: limits.stall, request: None };
+        let http = Tcp { incoming, peer, timeout: stall, request: None };
         let length = opener.as_ref().map_or(length, Opener::length);
-        let limits = if opener.is_some() { limits.in_records() } else { limits };
-        let flow = Flow { coming, opener, endpoint, limits, http, http_ended: false, whole: false };
+        let flow = Flow { coming, opener, endpoint, http, http_ended: false, whole: false };
         Self {
             source: Source::Flow(Box::new(flow)),
             length: Some(length),

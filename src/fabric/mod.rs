@@ -11,6 +11,7 @@ use std::fs::File;
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
+use std::ops::Range;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -77,6 +78,15 @@ impl Access {
     pub const REMOTE_READ: Self = Self { local_write: false, remote_read: true, remote_write: false };
 }
 
+/// How often a fabric's own limits were met.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Met {
+    /// Regions that were not registered, because there were as many as there may be.
+    pub regions: u64,
+    /// Connections that were being made, and were dropped for others.
+    pub half_open: u64,
+}
+
 /// A fabric that is open: for `soft` the process's own, for the kernel's fabrics one device.
 pub trait Fabric: Send + Sync + 'static {
     /// Which one it is.
@@ -104,6 +114,11 @@ pub trait Fabric: Send + Sync + 'static {
     /// [`FabricError::Unsupported`] or [`FabricError::Invalid`] with the reason, for the user.
     fn registers_files(&self) -> Result<(), FabricError> {
         Err(FabricError::Unsupported("this fabric registers no files"))
+    }
+
+    /// How often limits of its own were met, where it has such.
+    fn met(&self) -> Met {
+        Met::default()
     }
 
     /// The fabric as one that can turn a TCP connection which is there already into an RDMA connection; `None` where the
@@ -200,12 +215,18 @@ pub trait RegionOps: Send + Sync + 'static {
     /// See [`Region::copy_out`].
     fn copy_out(&self, offset: usize, bytes: &mut [u8]) -> Result<(), FabricError>;
     /// See [`Region::is_filled`].
-    fn is_filled(&self, length: u64) -> Option<bool> {
-        let _ = length;
+    fn is_filled(&self, bytes: Range<u64>) -> Option<bool> {
+        let _ = bytes;
         None
     }
     /// See [`Region::expect`].
-    fn expect(&self) {}
+    fn expect(&self, bytes: Range<u64>) {
+        let _ = bytes;
+    }
+    /// See [`Region::limit`].
+    fn limit(&self, length: usize) {
+        let _ = length;
+    }
     /// See [`Region::deregister`].
     fn deregister(self: Box<Self>) -> Result<Vec<u8>, FabricError>;
     /// The implementation itself, so that its fabric can recognise it.
@@ -254,15 +275,23 @@ impl Region {
         self.0.copy_out(offset, bytes)
     }
 
-    /// Whether the peer has placed all of the first `length` bytes since the registration, or since [`Self::expect`];
-    /// `None` where the fabric does not know. A device tells nobody what it places, so there one must take the peer's word.
-    pub fn is_filled(&self, length: u64) -> Option<bool> {
-        self.0.is_filled(length)
+    /// Whether the peer has placed all of these bytes, counted from the region's beginning, since the registration, or since
+    /// [`Self::expect`]; `None` where the fabric does not know. A device tells nobody what it places, so there one must take
+    /// the peer's word.
+    pub fn is_filled(&self, bytes: Range<u64>) -> Option<bool> {
+        self.0.is_filled(bytes)
     }
 
-    /// From here on [`Self::is_filled`] counts anew.
-    pub fn expect(&self) {
-        self.0.expect();
+    /// What the peer has placed of these bytes counts no more for [`Self::is_filled`].
+    pub fn expect(&self, bytes: Range<u64>) {
+        self.0.expect(bytes);
+    }
+
+    /// From here on the peer reaches the first `length` bytes and no others, within the rights of the registration; with none
+    /// it is as if the STag were not there. That is so on `soft` only: a device knows nothing between registered and not, so
+    /// there the whole region stays within reach.
+    pub fn limit(&self, length: usize) {
+        self.0.limit(length);
     }
 
     /// Ends the registration and hands the memory back. From the moment this is called no peer can touch it: later

@@ -122,8 +122,15 @@ pub struct Unread<B> {
 }
 
 /// All of a buffer as [`Bytes`]; no copy where it is that already.
-pub(crate) fn to_bytes(mut data: impl Buf) -> Bytes {
+pub(super) fn to_bytes(mut data: impl Buf) -> Bytes {
     data.copy_to_bytes(data.remaining())
+}
+
+/// What a body of any make gives, with its data as [`Bytes`].
+pub(crate) fn in_bytes<D: Buf, E: Into<BoxError>>(
+    frame: Poll<Option<Result<Frame<D>, E>>>,
+) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+    frame.map(|next| next.map(|frame| frame.map(|f| f.map_data(to_bytes)).map_err(Into::into)))
 }
 
 impl<B> Body for Unread<B>
@@ -141,8 +148,7 @@ where
         if let Some(bytes) = self.read.pop_front() {
             return Poll::Ready(Some(Ok(Frame::data(bytes))));
         }
-        let frame = self.body.as_mut().poll_frame(cx);
-        frame.map(|next| next.map(|frame| frame.map(|f| f.map_data(to_bytes)).map_err(Into::into)))
+        in_bytes(self.body.as_mut().poll_frame(cx))
     }
 
     fn is_end_stream(&self) -> bool {

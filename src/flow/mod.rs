@@ -4,7 +4,7 @@
 //! | | the bytes' owner moves them | their taker moves them |
 //! |---|---|---|
 //! | owner's side | [`write()`]: Writes into a region of the taker's | [`expose()`]: tells of regions, to be read |
-//! | taker's side | [`Ring`]: a region that is written round and round | [`Pull`]: Reads from the regions that are told of |
+//! | taker's side | [`Intake::written`]: a region that is written round and round | [`Intake::read`]: Reads from the regions that are told of |
 //!
 //! What is registered at once is bounded at both ends, however long the body is. Knows nothing of HTTP but its bodies.
 
@@ -12,6 +12,7 @@ mod expose;
 mod feed;
 mod file;
 mod gather;
+mod intake;
 mod pace;
 mod pull;
 mod ring;
@@ -21,12 +22,11 @@ mod write;
 use std::time::Duration;
 
 pub use expose::expose;
-pub(crate) use feed::to_bytes;
+pub(crate) use feed::in_bytes;
 pub use feed::{Feed, Unread};
 pub use file::{FileBody, FilePart};
+pub use intake::Intake;
 pub(crate) use pace::Pace;
-pub use pull::Pull;
-pub use ring::Ring;
 pub use unfold::Unfold;
 pub use write::{Target, write};
 

@@ -11,7 +11,7 @@ use crate::memory::Sink;
 use crate::message::Message;
 
 /// A body that lies in regions of the peer's.
-pub struct Pull {
+pub(super) struct Pull {
     id: TransferId,
     length: u64,
     /// Bytes told of, asked for, and taken.
@@ -23,7 +23,6 @@ pub struct Pull {
     /// What is to be said and handed out next, so that a wait that is given up loses neither.
     owed: Option<Message>,
     ready: Option<Bytes>,
-    pace: Option<Pace>,
 }
 
 /// What is left of a region.
@@ -42,7 +41,7 @@ struct Read {
 
 impl Pull {
     /// A body of `length` bytes, which begins in `first` where that is told already.
-    pub fn new(id: TransferId, first: Option<Advert>, length: u64) -> Self {
+    pub(super) fn new(id: TransferId, first: Option<Advert>, length: u64) -> Self {
         let first = first.map(|Advert { at, maxlen }| Part { at, left: maxlen.min(length) });
         let told = first.as_ref().map_or(0, |part| part.left);
         let regions = first.into_iter().filter(|part| part.left > 0).collect();
@@ -56,25 +55,16 @@ impl Pull {
             reads: VecDeque::new(),
             owed: None,
             ready: None,
-            pace: None,
         }
     }
 
     /// Bytes that are taken.
-    pub fn taken(&self) -> u64 {
+    pub(super) fn taken(&self) -> u64 {
         self.taken
     }
 
-    /// The next bytes, at most `limits.chunk`; `None` at the end. On an error the connection must be dropped. A wait
-    /// that is given up loses nothing.
-    pub async fn next(&mut self, link: &Link, limits: Limits) -> Result<Option<Bytes>, FlowError> {
-        let mut pace = self.pace.take().unwrap_or_else(|| limits.pace());
-        let next = self.wait_next(link, limits, &mut pace).await;
-        self.pace = Some(pace);
-        next
-    }
-
-    async fn wait_next(
+    /// See [`Intake::next`](super::Intake::next).
+    pub(super) async fn next(
         &mut self,
         link: &Link,
         limits: Limits,

@@ -1,5 +1,7 @@
 //! The taker's side of Writes: a region that is written round and round, and emptied as it goes.
 
+use std::ops::Range;
+
 use bytes::Bytes;
 
 use super::{FlowError, Limits, Link, Pace, STEPS, checked};
@@ -8,7 +10,7 @@ use crate::memory::Sink;
 use crate::message::Message;
 
 /// A body that a peer writes into a region of ours.
-pub struct Ring {
+pub(super) struct Ring {
     id: TransferId,
     sink: Sink,
     /// Bytes of the whole body; of it, counted from its beginning: written, taken out, and told of as taken.
@@ -17,30 +19,21 @@ pub struct Ring {
     taken: u64,
     credited: u64,
     done: bool,
-    pace: Option<Pace>,
 }
 
 impl Ring {
     /// A body of `length` bytes on its way into `sink`.
-    pub fn new(id: TransferId, sink: Sink, length: u64) -> Self {
-        Self { id, sink, length, written: 0, taken: 0, credited: 0, done: length == 0, pace: None }
+    pub(super) fn new(id: TransferId, sink: Sink, length: u64) -> Self {
+        Self { id, sink, length, written: 0, taken: 0, credited: 0, done: length == 0 }
     }
 
     /// Bytes that are taken out.
-    pub fn taken(&self) -> u64 {
+    pub(super) fn taken(&self) -> u64 {
         self.taken
     }
 
-    /// The next bytes, at most `limits.chunk`; `None` at the end. On an error the connection must be dropped. A wait
-    /// that is given up loses nothing.
-    pub async fn next(&mut self, link: &Link, limits: Limits) -> Result<Option<Bytes>, FlowError> {
-        let mut pace = self.pace.take().unwrap_or_else(|| limits.pace());
-        let next = self.wait_next(link, limits, &mut pace).await;
-        self.pace = Some(pace);
-        next
-    }
-
-    async fn wait_next(
+    /// See [`Intake::next`](super::Intake::next).
+    pub(super) async fn next(
         &mut self,
         link: &Link,
         limits: Limits,
@@ -74,9 +67,9 @@ impl Ring {
                 }
             }
             pace.moved(self.written - before);
-            // What it wrote round and round can only be held against it the first time.
-            let told = self.sink.holds(self.written.min(room));
-            told.map_err(|error| FlowError::Protocol(error.to_string()))?;
+            for part in places(before..self.written, room) {
+                self.sink.holds(part).map_err(|error| FlowError::Protocol(error.to_string()))?;
+            }
         }
         let offset = self.taken % room;
         let count = (self.written - self.taken).min(room - offset).min(limits.chunk as u64);
@@ -89,11 +82,38 @@ impl Ring {
 
     /// Tells what may be written over, unless all that is to come fits anyway.
     async fn credit(&mut self, link: &Link, pace: &mut Pace) -> Result<(), FlowError> {
-        if self.taken > self.credited && self.length - self.credited > self.sink.length() as u64 {
+        let room = self.sink.length() as u64;
+        if self.taken > self.credited && self.length - self.credited > room {
+            // Before the peer may write there again: it is held to that, too.
+            for part in places(self.credited..self.taken, room) {
+                self.sink.expect(part);
+            }
             self.credited = self.taken;
             let message = Message::Credit { id: self.id, bytes: self.taken };
             pace.completed(link.channel.send(message)).await?;
         }
         Ok(())
+    }
+}
+
+/// Where these bytes of a body lie in a region of `room` bytes; there are no more of them than that.
+fn places(bytes: Range<u64>, room: u64) -> [Range<u64>; 2] {
+    let start = bytes.start % room;
+    let length = bytes.end - bytes.start;
+    let here = length.min(room - start);
+    [start..start + here, 0..length - here]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_goes_round_lies_at_the_end_and_at_the_beginning() {
+        assert_eq!(places(0..10, 10), [0..10, 0..0]);
+        assert_eq!(places(23..27, 10), [3..7, 0..0]);
+        assert_eq!(places(27..30, 10), [7..10, 0..0]);
+        assert_eq!(places(27..33, 10), [7..10, 0..3]);
+        assert_eq!(places(27..37, 10), [7..10, 0..7]);
     }
 }

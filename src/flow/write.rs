@@ -38,54 +38,44 @@ where
     B: Body,
     B::Error: Into<BoxError>,
 {
-    let result = write_all(link, limits, target, feed, written).await;
-    result.map_err(|error| feed.blame(error))
-}
-
-async fn write_all<B>(
-    link: &Link,
-    limits: Limits,
-    target: Target,
-    feed: &mut Feed<B>,
-    written: &mut u64,
-) -> Result<(), FlowError>
-where
-    B: Body,
-    B::Error: Into<BoxError>,
-{
-    let length = feed.length();
-    let (pace, window) = (limits.pace(), VecDeque::new());
-    let mut writer = Writer { link, limits, pace, target, window, posted: 0, told: 0, credit: 0, written };
-    // A body that fits needs no room made; one that does not leaves some for what is on its way.
-    let chunk = match usize::try_from(target.room.div_ceil(4).max(1)) {
-        Ok(quarter) if length > target.room => limits.chunk.min(quarter),
-        _ => limits.chunk,
-    };
-    let mut kept: Option<Load> = None;
-    while writer.posted < length {
-        let load = match kept.take() {
-            Some(load) => load,
-            None => tokio::select! {
-                biased;
-                load = feed.next(chunk) => load.map_err(FlowError::Body)?,
-                error = link.channel.closed() => return Err(FlowError::Lost(error)),
-            },
+    let result = async {
+        let length = feed.length();
+        let (pace, window) = (limits.pace(), VecDeque::new());
+        let mut writer =
+            Writer { link, limits, pace, target, window, posted: 0, told: 0, credit: 0, written };
+        // A body that fits needs no room made; one that does not leaves some for what is on its way.
+        let chunk = match usize::try_from(target.room.div_ceil(4).max(1)) {
+            Ok(quarter) if length > target.room => limits.chunk.min(quarter),
+            _ => limits.chunk,
         };
-        let (now, later) = writer.fitting(load)?;
-        kept = later;
-        writer.post(now, length).await?;
-    }
-    tokio::select! {
-        biased;
-        end = timeout(limits.stall, feed.end()) => end
-            .unwrap_or_else(|_| Err("it does not end where its length says".into()))
-            .map_err(FlowError::Body)?,
-        error = link.channel.closed() => return Err(FlowError::Lost(error)),
-    }
-    while !writer.window.is_empty() {
-        writer.complete_oldest().await?;
-    }
-    writer.pace.completed(link.channel.send(Message::Done { id: target.id, bytes: length })).await
+        let mut kept: Option<Load> = None;
+        while writer.posted < length {
+            let load = match kept.take() {
+                Some(load) => load,
+                None => tokio::select! {
+                    biased;
+                    load = feed.next(chunk) => load.map_err(FlowError::Body)?,
+                    error = link.channel.closed() => return Err(FlowError::Lost(error)),
+                },
+            };
+            let (now, later) = writer.fitting(load)?;
+            kept = later;
+            writer.post(now, length).await?;
+        }
+        tokio::select! {
+            biased;
+            end = timeout(limits.stall, feed.end()) => end
+                .unwrap_or_else(|_| Err("it does not end where its length says".into()))
+                .map_err(FlowError::Body)?,
+            error = link.channel.closed() => return Err(FlowError::Lost(error)),
+        }
+        while !writer.window.is_empty() {
+            writer.complete_oldest().await?;
+        }
+        writer.pace.completed(link.channel.send(Message::Done { id: target.id, bytes: length })).await
+    };
+    let result = result.await;
+    result.map_err(|error| feed.blame(error))
 }
 
 struct Writer<'a> {

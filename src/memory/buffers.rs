@@ -1,6 +1,7 @@
 //! The registered memory of one RDMA connection, as its strategy has it.
 
 use std::fs::File;
+use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -90,8 +91,8 @@ struct Free {
 
 /// The peer says that it has written what it has not.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("it says that {0} bytes are written, and not all of them are")]
-pub struct NotWritten(u64);
+#[error("it says that bytes {} to {} of its region are written, and not all of them are", .0.start, .0.end)]
+pub struct NotWritten(Range<u64>);
 
 impl Buffers {
     /// Memory of connections in `pd`, in buffers of `size` bytes where they are kept; `most` of them are kept, and a region
@@ -156,10 +157,11 @@ impl Buffers {
                 };
                 let source = Source { buffer: self.buffer(region, KEPT, length), length };
                 source.region().copy_in(0, &bytes)?;
-                // The peer may read all of the buffer, and shall find nothing there of the body before.
+                // Where the whole buffer is within the peer's reach it shall find nothing there of the body before.
                 if used > length {
                     source.region().copy_in(length, &vec![0; used - length])?;
                 }
+                source.region().limit(if access.remote_read { length } else { 0 });
                 self.copied(length);
                 Ok(source)
             }
@@ -173,6 +175,7 @@ impl Buffers {
     /// Memory of `length` bytes for bytes to arrive in.
     pub fn sink(&self, length: usize, access: Access) -> Result<Sink, FabricError> {
         let keeps = self.0.strategy.keeps_buffers();
+        let reach = if access.remote_write { length } else { 0 };
         let (access, size) = match keeps && access == Access::LOCAL_WRITE && length <= self.0.size {
             true => (KEPT, self.0.size),
             false => (access, length),
@@ -180,7 +183,7 @@ impl Buffers {
         let kept = if keeps { self.0.take(access, length) } else { None };
         let (region, used) = match kept {
             Some(free) => {
-                free.region.as_region().expect();
+                free.region.as_region().expect(0..u64::MAX);
                 (free.region, free.used)
             }
             None => {
@@ -190,6 +193,9 @@ impl Buffers {
                 (self.0.register(memory, access)?, 0)
             }
         };
+        if keeps {
+            region.as_region().limit(reach);
+        }
         // What was in it before stays behind what comes.
         Ok(Sink { buffer: self.buffer(region, access, used.max(length)), length })
     }
@@ -269,6 +275,8 @@ impl Drop for Buffer {
         if self.home.strategy.keeps_buffers()
             && let Some(region) = self.region.take()
         {
+            // The peer's right to it ends with the transfer, where the fabric can have that without ending the registration.
+            region.as_region().limit(0);
             let mut free = self.home.free();
             // As many as may be in flight, and a region to be written to.
             if free.len() <= self.home.most {
@@ -302,13 +310,18 @@ impl Sink {
         self.length
     }
 
-    /// Holds what the peer says to have written, from the beginning, against what has been placed, where that is known.
-    /// What was never written would be zeros, or what lay there before.
-    pub fn holds(&self, length: u64) -> Result<(), NotWritten> {
-        match self.region().is_filled(length) {
-            Some(false) => Err(NotWritten(length)),
+    /// Holds what the peer says to have written against what has been placed, where that is known. What was never written
+    /// would be zeros, or what lay there before.
+    pub fn holds(&self, bytes: Range<u64>) -> Result<(), NotWritten> {
+        match self.region().is_filled(bytes.clone()) {
+            Some(false) => Err(NotWritten(bytes)),
             _ => Ok(()),
         }
+    }
+
+    /// What the peer has placed there counts no more: it may be written over, and must be.
+    pub fn expect(&self, bytes: Range<u64>) {
+        self.region().expect(bytes);
     }
 
     /// Copies bytes out, which stay where they are.
@@ -333,5 +346,28 @@ impl Sink {
             }
             None => Ok(Vec::new()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fabric::Fabric as _;
+    use crate::fabric::soft::SoftFabric;
+
+    /// A fabric that cannot bound a peer's reach shows it all of the buffer.
+    #[tokio::test]
+    async fn a_kept_buffer_holds_nothing_of_the_body_before() {
+        let pd = SoftFabric::default().allocate_pd().unwrap();
+        let buffers = Buffers::new(&pd, Strategy::Cache, (64, 1), None, &Recorder::default());
+        let stag = |source: &Source| source.region().stag();
+        let long = buffers.source(Load::Bytes(vec![7; 50]), Access::REMOTE_READ).unwrap();
+        let before = stag(&long);
+        drop(long);
+        let short = buffers.source(Load::Bytes(vec![1; 10]), Access::REMOTE_READ).unwrap();
+        assert_eq!(stag(&short), before, "the buffer is used again");
+        let mut all = [9; 64];
+        short.region().copy_out(0, &mut all).unwrap();
+        assert_eq!((&all[..10], &all[10..]), (&[1; 10][..], &[0; 54][..]));
     }
 }

@@ -22,8 +22,8 @@ pub use registered::Registered;
 #[serde(rename_all = "kebab-case")]
 pub enum Strategy {
     /// Buffers that serve all transfers of an RDMA connection: one copy of each byte. As many as a transfer can take are
-    /// registered when the connection is made, before there is anything to transfer. A peer keeps its access to them for
-    /// as long as the connection lives.
+    /// registered when the connection is made, before there is anything to transfer. On `soft` its peer reaches a buffer
+    /// during the transfer that it serves, as far as it was told; on a device, for as long as the connection lives.
     Static,
     /// The very buffer is registered for one transfer and deregistered after it: no copy.
     #[default]

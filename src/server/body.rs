@@ -13,7 +13,7 @@ use pin_project_lite::pin_project;
 use super::linger::Unread;
 use super::metrics::Metrics;
 pub use crate::flow::BoxError;
-use crate::flow::{Pace, to_bytes};
+use crate::flow::{Pace, in_bytes};
 
 /// A response's body that the layer, or the file service, has made.
 pub type ResponseBody = UnsyncBoxBody<Bytes, BoxError>;
@@ -142,8 +142,7 @@ where
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        let frame = self.project().inner.poll_frame(cx);
-        frame.map(|next| next.map(|frame| frame.map(|f| f.map_data(to_bytes)).map_err(Into::into)))
+        in_bytes(self.project().inner.poll_frame(cx))
     }
 
     fn is_end_stream(&self) -> bool {

@@ -18,25 +18,18 @@ use super::download::Progress;
 use super::layer::Shared;
 use super::respond::{failed, last_in_place, say};
 use crate::fabric::{Access, BoxFuture, RemoteAddress};
-use crate::flow::{FlowError, Limits, Pull, Ring, Unfold};
+use crate::flow::{FlowError, Intake, Limits, Unfold};
 use crate::header::{Mode, Offer, Outcome, Reason, TransferId};
 use crate::memory::Share;
 use crate::message::Message;
 use crate::seal::Opener;
 
-/// How a body comes.
-enum Coming {
-    Written(Ring),
-    Read(Pull),
-}
-
 /// A body on its way here.
 struct Upload {
     // Before the connection, which may be gone before its memory, and never after.
-    coming: Option<Coming>,
+    coming: Option<Intake>,
     kept: Option<Kept>,
     slot: OwnedMutexGuard<Slot>,
-    limits: Limits,
     /// What opens it, if it is sealed.
     opener: Option<Opener>,
     progress: Progress,
@@ -57,11 +50,8 @@ impl Upload {
     /// The next piece, as it comes, or as it opens, and how much of all that is to come has come.
     async fn piece(&mut self, kept: &Kept) -> Result<(Option<Bytes>, u64), FlowError> {
         loop {
-            let (piece, taken) = match &mut self.coming {
-                Some(Coming::Written(ring)) => (ring.next(&kept.link, self.limits).await?, ring.taken()),
-                Some(Coming::Read(pull)) => (pull.next(&kept.link, self.limits).await?, pull.taken()),
-                None => return Ok((None, self.progress.length())),
-            };
+            let Some(coming) = &mut self.coming else { return Ok((None, self.progress.length())) };
+            let (piece, taken) = (coming.next(&kept.link).await?, coming.taken());
             let (Some(opener), Some(sealed)) = (&mut self.opener, &piece) else { return Ok((piece, taken)) };
             let opened = opener.push(sealed.clone())?;
             if taken == self.progress.length() {
@@ -201,20 +191,20 @@ impl Shared {
         };
         let coming = match offer.mode {
             Mode::ClientWrites => match self.show_ring(&kept, id, bytes, limits).await {
-                Ok(ring) => Coming::Written(ring),
+                Ok(ring) => ring,
                 Err(reason) => {
                     // Nothing was begun: a connection in place can carry the next.
                     slot.leave(kept);
                     return Err(reason);
                 }
             },
-            _ => Coming::Read(Pull::new(id, offer.region, bytes)),
+            _ => Intake::read(id, offer.region, bytes, limits),
         };
         let peer = kept.link.channel.peer_addr().to_string();
         let mut progress = Progress::new(self, &peer, bytes, &offer);
         progress.given_up = "the body was not read to its end";
         let (coming, kept, end) = (Some(coming), Some(kept), end.clone());
-        let upload = Upload { coming, kept, slot, limits, opener, progress, end, _share: share };
+        let upload = Upload { coming, kept, slot, opener, progress, end, _share: share };
         Ok((Box::new(upload), id, bytes, plain))
     }
 
@@ -225,7 +215,7 @@ impl Shared {
         id: TransferId,
         bytes: u64,
         limits: Limits,
-    ) -> Result<Ring, Reason> {
+    ) -> Result<Intake, Reason> {
         let failed = |error: FlowError| {
             tracing::warn!(%error, "no RDMA for this transfer");
             error.reason().unwrap_or(Reason::FABRIC)
@@ -240,7 +230,7 @@ impl Shared {
             Ok(result) => result.map_err(FlowError::Lost).map_err(failed)?,
             Err(_) => return Err(Reason::TIMED_OUT),
         }
-        Ok(Ring::new(id, sink, bytes))
+        Ok(Intake::written(id, sink, bytes, limits))
     }
 }
 

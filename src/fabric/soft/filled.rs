@@ -33,9 +33,20 @@ impl Filled {
         self.parts.splice(first..behind.max(first), [new]);
     }
 
-    /// Whether the first `length` bytes are all there.
-    pub(super) fn reaches(&self, length: u64) -> bool {
-        length == 0 || self.parts.first().is_some_and(|part| part.start == 0 && part.end >= length)
+    /// Lets go of what was written there.
+    pub(super) fn forget(&mut self, gone: &Range<u64>) {
+        if gone.is_empty() {
+            return;
+        }
+        let left =
+            |part: &Range<u64>| [part.start..part.end.min(gone.start), part.start.max(gone.end)..part.end];
+        self.parts = self.parts.iter().flat_map(left).filter(|part| !part.is_empty()).collect();
+    }
+
+    /// Whether all of these are there.
+    pub(super) fn holds(&self, bytes: &Range<u64>) -> bool {
+        let within = |part: &Range<u64>| part.start <= bytes.start && bytes.end <= part.end;
+        bytes.is_empty() || self.parts.iter().any(within)
     }
 }
 
@@ -47,16 +58,23 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_filled_is_what_was_written(writes in prop::collection::vec((0..200_u64, 0..40_usize), 0..40)) {
-            let (mut filled, mut bytes) = (Filled::default(), [false; 256]);
-            for (to, length) in writes {
-                filled.add(to, length);
+        fn what_is_filled_is_what_was_written_and_not_forgotten(
+            steps in prop::collection::vec((0..200_u64, 0..40_usize, prop::bool::weighted(0.3)), 0..40),
+            asked in prop::collection::vec((0..250_u64, 0..40_u64), 10),
+        ) {
+            let (mut filled, mut bytes) = (Filled::default(), [false; 300]);
+            for (to, length, forget) in steps {
+                match forget {
+                    true => filled.forget(&(to..to + length as u64)),
+                    false => filled.add(to, length),
+                }
                 let to = usize::try_from(to).unwrap();
-                bytes[to..to + length].fill(true);
+                bytes[to..to + length].fill(!forget);
             }
-            let first = bytes.iter().take_while(|byte| **byte).count() as u64;
-            prop_assert!(filled.reaches(first));
-            prop_assert!(!filled.reaches(first + 1));
+            for (start, length) in asked {
+                let there = (start..start + length).all(|at| bytes[usize::try_from(at).unwrap()]);
+                prop_assert_eq!(filled.holds(&(start..start + length)), there);
+            }
         }
     }
 
@@ -66,6 +84,6 @@ mod tests {
         (1..100_000).for_each(|at| filled.add(at * 2, 1));
         assert_eq!(filled.parts.len(), MOST_PARTS);
         filled.add(0, 1_000_000);
-        assert!(filled.reaches(1_000_000) && filled.parts.len() == 1);
+        assert!(filled.holds(&(0..1_000_000)) && filled.parts.len() == 1);
     }
 }

@@ -18,8 +18,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use super::{
-    Access, BoxFuture, ConnectOptions, Connection, Fabric, FabricError, FabricKind, Listener, OverTcp, Pd,
-    PdOps, Region,
+    Access, BoxFuture, ConnectOptions, Connection, Fabric, FabricError, FabricKind, Listener, Met, OverTcp,
+    Pd, PdOps, Region,
 };
 pub use crate::iwarp::mpa::Revision;
 use socket::Socket;
@@ -111,13 +111,15 @@ struct Inner {
     options: SoftOptions,
     table: Arc<region::Table>,
     domains: AtomicU64,
+    /// Peers that were dropped before their Request had come, for others.
+    dropped: AtomicU64,
 }
 
 impl SoftFabric {
     /// A fabric of its own: nothing registered in another is seen in it.
     pub fn new(options: SoftOptions) -> Self {
         let table = Arc::new(region::Table::new(options.max_regions));
-        Self(Arc::new(Inner { options, table, domains: AtomicU64::new(0) }))
+        Self(Arc::new(Inner { options, table, domains: AtomicU64::new(0), dropped: AtomicU64::new(0) }))
     }
 
     fn domain(&self, pd: &Pd) -> Result<SoftPd, FabricError> {
@@ -142,6 +144,10 @@ impl Fabric for SoftFabric {
     fn allocate_pd(&self) -> Result<Pd, FabricError> {
         let domain = self.0.domains.fetch_add(1, Ordering::Relaxed);
         Ok(Pd::new(Arc::new(SoftPd { table: self.0.table.clone(), domain })))
+    }
+
+    fn met(&self) -> Met {
+        Met { regions: self.0.table.met(), half_open: self.0.dropped.load(Ordering::Relaxed) }
     }
 
     fn registers_files(&self) -> Result<(), FabricError> {

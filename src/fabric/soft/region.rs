@@ -12,13 +12,15 @@
 //! 2. `valid` goes from true to false, once, under the exclusive lock. Whoever holds the lock and has seen true has the
 //!    region for as long as it holds the lock; true that was seen without the lock says nothing.
 //! 3. As long as `valid` is true the memory has `length` bytes (none if a file is behind them). It is taken out only after.
-//! 4. STag, domain, rights, length and file never change. An index is one entry's at a time, and all 32 bits of an STag
+//! 4. `limit`, how much of it the peer reaches, changes under the exclusive lock, and counts for who holds the lock: what was
+//!    allowed before is over when it has changed.
+//! 5. STag, domain, rights, length and file never change. An index is one entry's at a time, and all 32 bits of an STag
 //!    must match: one that was deregistered names nothing, though its index may be another's by then.
-//! 5. Every access is checked in this order: STag, domain, validity, right, bounds ([`locate`], which cannot overflow); and
+//! 6. Every access is checked in this order: STag, domain, validity, right, bounds ([`locate`], which cannot overflow); and
 //!    before the first byte of a segment is touched.
-//! 6. The table's lock is never held while a region's is waited for; and whoever holds a [`Lease`] waits for no other
+//! 7. The table's lock is never held while a region's is waited for; and whoever holds a [`Lease`] waits for no other
 //!    region's lock. So nobody waits in a circle.
-//! 7. A lease lives for one system call that does not block. So `deregister` returns in bounded time, and after it no byte is
+//! 8. A lease lives for one system call that does not block. So `deregister` returns in bounded time, and after it no byte is
 //!    read or written on a peer's behalf.
 //!
 //! `region/tests.rs` tries them with threads, under Miri and the sanitizers too (`ci/sanitize`). What a device writes to
@@ -29,7 +31,7 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use parking_lot::{ArcRwLockReadGuard, RawRwLock, RwLock, RwLockWriteGuard};
@@ -43,6 +45,8 @@ use crate::iwarp::memory::{Denied, FileRange, Lent, Memory, Reach, locate};
 pub(super) struct Table {
     entries: Mutex<HashMap<u32, Arc<Entry>>>,
     limit: usize,
+    /// How often there was room for no other.
+    met: AtomicU64,
 }
 
 struct Entry {
@@ -50,6 +54,8 @@ struct Entry {
     domain: u64,
     access: Access,
     length: usize,
+    /// Bytes from the beginning that the peer reaches. It is changed under the memory's lock.
+    limit: AtomicUsize,
     /// Whether it may be touched. It becomes false, for good, under the memory's lock; true without the lock says
     /// nothing.
     valid: AtomicBool,
@@ -63,6 +69,15 @@ struct Entry {
 impl Entry {
     fn is_valid(&self) -> bool {
         self.valid.load(Ordering::Acquire)
+    }
+
+    /// How much of it may be reached so. What is out of the peer's reach altogether is no region to it.
+    fn within(&self, reach: Reach) -> Result<usize, Denied> {
+        match (reach, self.limit.load(Ordering::Acquire)) {
+            (Reach::Local, _) => Ok(self.length),
+            (Reach::Remote, 0) if self.length > 0 => Err(Denied::InvalidStag),
+            (Reach::Remote, limit) => Ok(limit),
+        }
     }
 
     fn filled(&self) -> MutexGuard<'_, Filled> {
@@ -90,7 +105,11 @@ fn index(stag: Stag) -> u32 {
 
 impl Table {
     pub(super) fn new(limit: usize) -> Self {
-        Self { entries: Mutex::default(), limit }
+        Self { entries: Mutex::default(), limit, met: AtomicU64::new(0) }
+    }
+
+    pub(super) fn met(&self) -> u64 {
+        self.met.load(Ordering::Relaxed)
     }
 
     fn entries(&self) -> MutexGuard<'_, HashMap<u32, Arc<Entry>>> {
@@ -150,6 +169,7 @@ impl SoftRegion {
         let mut entries = table.entries();
         // With at most half of the 2^24 indices taken the search below soon ends.
         if entries.len() >= table.limit.min(1 << 23) {
+            table.met.fetch_add(1, Ordering::Relaxed);
             return Err(FabricError::Invalid(format!("{} regions are registered, the limit", entries.len())));
         }
         let stag = loop {
@@ -160,9 +180,9 @@ impl SoftRegion {
                 break stag;
             }
         };
-        let (valid, memory) = (AtomicBool::new(true), Arc::new(RwLock::new(bytes)));
-        let filled = Mutex::default();
-        let entry = Arc::new(Entry { stag, domain, access, length, valid, memory, filled, file });
+        let (valid, limit) = (AtomicBool::new(true), AtomicUsize::new(length));
+        let (memory, filled) = (Arc::new(RwLock::new(bytes)), Mutex::default());
+        let entry = Arc::new(Entry { stag, domain, access, length, limit, valid, memory, filled, file });
         entries.insert(index(stag), entry.clone());
         drop(entries);
         Ok(Self { table: table.clone(), entry })
@@ -222,12 +242,18 @@ impl RegionOps for SoftRegion {
         Ok(())
     }
 
-    fn is_filled(&self, length: u64) -> Option<bool> {
-        Some(self.entry.filled().reaches(length))
+    fn is_filled(&self, bytes: Range<u64>) -> Option<bool> {
+        Some(self.entry.filled().holds(&bytes))
     }
 
-    fn expect(&self) {
-        *self.entry.filled() = Filled::default();
+    fn expect(&self, bytes: Range<u64>) {
+        self.entry.filled().forget(&bytes);
+    }
+
+    fn limit(&self, length: usize) {
+        // Once it is locked nothing is under way.
+        let _memory = self.entry.memory.write();
+        self.entry.limit.store(length.min(self.entry.length), Ordering::Release);
     }
 
     fn deregister(self: Box<Self>) -> Result<Vec<u8>, FabricError> {
@@ -318,6 +344,7 @@ impl Memory for DomainMemory {
     ) -> Result<(), Denied> {
         let entry = entry(&mut self.sink, &self.table, self.domain, stag)?;
         let mut memory = entry.write()?;
+        let within = entry.within(reach)?;
         let allowed = match reach {
             Reach::Local => entry.access.local_write,
             Reach::Remote => entry.access.remote_write,
@@ -325,7 +352,7 @@ impl Memory for DomainMemory {
         if !allowed {
             return Err(Denied::Access);
         }
-        let range = locate(0, memory.len(), to, length)?;
+        let range = locate(0, within.min(memory.len()), to, length)?;
         fill(&mut memory[range]);
         if reach == Reach::Remote {
             // A segment that comes in pieces is taken for whole: nothing behind it is heard before it is.
@@ -339,10 +366,11 @@ impl Memory for DomainMemory {
         if !entry.is_valid() {
             return Err(Denied::InvalidStag);
         }
+        let within = entry.within(Reach::Remote)?;
         if !entry.access.remote_read {
             return Err(Denied::Access);
         }
-        locate(0, entry.length, to, length as usize).map(drop)
+        locate(0, within, to, length as usize).map(drop)
     }
 
     fn fetch(
@@ -363,10 +391,11 @@ impl Memory for DomainMemory {
         if !entry.is_valid() {
             return Err(Denied::InvalidStag);
         }
+        let within = entry.within(reach)?;
         if reach == Reach::Remote && !entry.access.remote_read {
             return Err(Denied::Access);
         }
-        let range = locate(0, entry.length, to, length)?;
+        let range = locate(0, within, to, length)?;
         let Some(FileRange { file, offset, .. }) = &entry.file else {
             return Ok(Some(Lent::Bytes(Lease::Held { memory, range, _token: self.token.clone() })));
         };

@@ -120,6 +120,41 @@ async fn no_upload_comes_of_a_false_claim() {
     }
 }
 
+/// What is written round and round is held against each round: what the last one brought does not count for the next.
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn no_upload_comes_of_a_claim_that_was_true_a_round_before() {
+    const ROOM: u64 = 128 << 10;
+    for memory in ["dynamic", "static"] {
+        for missing in [1, ROOM] {
+            let victim = Victim::start(&["--memory", memory, "--chunk-size", "64K", "--window", "2"]);
+            let mut hand = Hand::new(&victim).await;
+            let (connection, shown, id) = hand.upload("/new.bin", 3 * ROOM).await;
+            assert_eq!(shown.bytes, ROOM);
+            let bytes = hand.region(vec![0xee; ROOM as usize]);
+            soon(connection.write(&bytes, 0, ROOM as usize, shown.at)).await.unwrap();
+            soon(connection.send(Message::Progress { id, bytes: ROOM }.encode())).await.unwrap();
+            // Until all of it may be written over.
+            loop {
+                let message = soon(connection.receive()).await.unwrap().message;
+                match Message::decode(&message) {
+                    Ok(Message::Credit { bytes: ROOM, .. }) => break,
+                    Ok(Message::Credit { .. }) => {}
+                    other => panic!("{other:?}"),
+                }
+            }
+            let written = (ROOM - missing) as usize;
+            soon(connection.write(&bytes, 0, written, shown.at)).await.unwrap();
+            soon(connection.send(Message::Progress { id, bytes: 2 * ROOM }.encode())).await.unwrap();
+            let answer = hand.answer().await;
+            assert!(answer.contains("rdma: failed, reason=connection-lost\r\n"), "{memory}: {answer}");
+            assert!(!victim.has("new.bin"), "{memory}");
+            soon(connection.closed()).await;
+            drop(hand);
+            victim.unharmed().await;
+        }
+    }
+}
+
 /// A second `Done` is out of turn: it costs the connection, and nothing else.
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn what_is_said_twice_is_heard_once() {

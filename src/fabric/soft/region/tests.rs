@@ -99,6 +99,47 @@ fn an_invalidated_region_is_dead_until_it_is_deregistered() {
 }
 
 #[test]
+fn a_region_is_reached_as_far_as_it_is_let() {
+    let table = table();
+    let region = SoftRegion::register(&table, 1, vec![0; SIZE], ALL).unwrap();
+    let (stag, mut memory) = (region.stag(), DomainMemory::new(table, 1));
+    let mut write = |length| memory.sink(Reach::Remote, stag, 0, length, &mut |bytes| bytes.fill(7));
+    assert_eq!(write(SIZE), Ok(()));
+    region.limit(10);
+    // It was at hand, which must not help.
+    assert_eq!((write(10), write(11)), (Ok(()), Err(Denied::Bounds)));
+    region.limit(0);
+    assert_eq!(write(1), Err(Denied::InvalidStag));
+    assert_eq!(lease(&mut memory, stag), Err(Denied::InvalidStag));
+    assert_eq!(memory.check_source(stag, 0, 1), Err(Denied::InvalidStag));
+    // It is ours as ever.
+    assert_eq!(memory.place(Reach::Local, stag, 0, &[1; SIZE]), Ok(()));
+    assert!(matches!(memory.fetch(Reach::Local, stag, 0, SIZE, true), Ok(Some(Lent::Bytes(_)))));
+    region.limit(usize::MAX);
+    assert_eq!(lease(&mut memory, stag), Ok(Some(vec![1; SIZE])));
+}
+
+#[test]
+fn nothing_is_touched_once_it_is_out_of_reach() {
+    for _ in 0..ROUNDS / 20 + 1 {
+        let table = table();
+        let region = SoftRegion::register(&table, 1, vec![0; SIZE], ALL).unwrap();
+        let (stag, start) = (region.stag(), Barrier::new(2));
+        thread::scope(|scope| {
+            let (mut memory, start) = (DomainMemory::new(table.clone(), 1), &start);
+            scope.spawn(move || {
+                start.wait();
+                while place(&mut memory, stag, 1).is_ok() {}
+            });
+            start.wait();
+            region.limit(0);
+            region.copy_in(0, &[2; SIZE]).unwrap();
+        });
+        assert_eq!(Box::new(region).deregister().unwrap(), [2; SIZE]);
+    }
+}
+
+#[test]
 fn checks_come_in_their_order() {
     let table = table();
     let readable = SoftRegion::register(&table, 1, vec![0; SIZE], Access::REMOTE_READ).unwrap();
