@@ -311,7 +311,7 @@ async fn run(args: &Args, recorder: Recorder) -> Result<ExitCode, String> {
         None => None,
     };
     let files = Files::new(root, args.chunk_size.min(1 << 20), args.allow_upload);
-    let files = layer.layer(files.with_max_upload(args.max_upload));
+    let files = layer.layer(files.with_max_upload(args.max_upload).with_metrics(layer.metrics()));
 
     // With `--events -` standard output belongs to the events, which say the same.
     if args.common.events.as_ref().is_none_or(|path| path.as_os_str() != "-") {

@@ -133,6 +133,9 @@ where
     let ended = async { while connections.join_next().await.is_some() {} };
     if tokio::time::timeout(options.grace, ended).await.is_err() {
         tracing::warn!("exchanges still under way after {:?} are cut off", options.grace);
+        if let Some(metrics) = &options.metrics {
+            metrics.limited("shutdown-timeout");
+        }
     }
     connections.shutdown().await;
 }

@@ -22,6 +22,7 @@ use tower_http::services::ServeDir;
 
 use super::body::{BoxError, RequestBody, ResponseBody, boxed};
 use super::lookup::{Found, Lookup};
+use super::metrics::Metrics;
 use crate::fabric::BoxFuture;
 use crate::flow::FilePart;
 
@@ -35,17 +36,23 @@ pub struct Files {
     piece: usize,
     uploads: bool,
     max_upload: u64,
+    metrics: Option<Metrics>,
 }
 
 impl Files {
     /// Serves the files under `root`, read in pieces of `piece` bytes; and takes files if `uploads`.
     pub fn new(root: impl Into<PathBuf>, piece: usize, uploads: bool) -> Self {
-        Self { root: root.into().into(), piece, uploads, max_upload: u64::MAX }
+        Self { root: root.into().into(), piece, uploads, max_upload: u64::MAX, metrics: None }
     }
 
     /// Takes no file of more bytes.
     pub fn with_max_upload(self, max_upload: u64) -> Self {
         Self { max_upload, ..self }
+    }
+
+    /// Tells there how often that was met.
+    pub fn with_metrics(self, metrics: Metrics) -> Self {
+        Self { metrics: Some(metrics), ..self }
     }
 
     async fn answer(self, request: Request<RequestBody>) -> Response<ResponseBody> {
@@ -54,7 +61,14 @@ impl Files {
         if upload {
             return match put(&self.root, &path, request, self.max_upload).await {
                 Ok(status) => plain(status),
-                Err(Refusal::Status(status)) => plain(status),
+                Err(Refusal::Status(status)) => {
+                    if status == StatusCode::PAYLOAD_TOO_LARGE
+                        && let Some(metrics) = &self.metrics
+                    {
+                        metrics.limited("max-upload");
+                    }
+                    plain(status)
+                }
                 Err(Refusal::Io(error)) => {
                     tracing::warn!(path = %path.display(), %error, "an upload failed");
                     plain(io_status(&error))

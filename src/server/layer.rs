@@ -40,7 +40,7 @@ impl RdmaLayer {
     /// A layer that moves bodies over `fabric`.
     pub fn new(fabric: Arc<dyn Fabric>, config: RdmaConfig, recorder: Recorder) -> Self {
         let budget = Budget::new(config.max_registered, config.max_registered_per_peer);
-        let metrics = Metrics::new(&config, budget.clone());
+        let metrics = Metrics::new(&config, budget.clone(), fabric.clone());
         let recorder = metrics.listen(recorder);
         let (introductions, exchanges) = (OnceLock::new(), AtomicU64::new(0));
         Self(Arc::new(Shared { fabric, config, budget, recorder, metrics, introductions, exchanges }))

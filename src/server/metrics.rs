@@ -1,7 +1,7 @@
 //! Figures of a layer, for Prometheus: counted as things happen, told when asked.
 
 use std::convert::Infallible;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -21,6 +21,7 @@ use tower::service_fn;
 use super::accept::{ServeOptions, serve};
 use super::config::RdmaConfig;
 use crate::events::{Event, Recorder};
+use crate::fabric::{Fabric, Met};
 use crate::header::{Mode, Reason};
 use crate::memory::Budget;
 
@@ -40,6 +41,7 @@ struct Inner {
     /// Those of [`Figures::responses`] by status from 100 on: they are counted for every request.
     by_status: Vec<OnceLock<Counter>>,
     budget: Budget,
+    fabric: Arc<dyn Fabric>,
 }
 
 #[derive(Clone, Default)]
@@ -103,7 +105,7 @@ impl EncodeLabelValue for Mode {
 }
 
 impl Metrics {
-    pub(super) fn new(config: &RdmaConfig, budget: Budget) -> Self {
+    pub(super) fn new(config: &RdmaConfig, budget: Budget, fabric: Arc<dyn Fabric>) -> Self {
         let figures = Figures::default();
         let mut registry = Registry::with_prefix("rdma_http");
         registry.register("responses", "HTTP responses by status", figures.responses.clone());
@@ -139,7 +141,7 @@ impl Metrics {
             registry.register_with_unit(name, help, Unit::Bytes, gauge);
         }
         let by_status = (100..1000).map(|_| OnceLock::new()).collect();
-        let metrics = Self(Arc::new(Inner { registry, figures, by_status, budget }));
+        let metrics = Self(Arc::new(Inner { registry, figures, by_status, budget, fabric }));
         for (setting, limit) in [
             ("chunk-size", Limit::Bytes(config.chunk as u64)),
             ("window", Limit::Number(config.window)),
@@ -186,6 +188,15 @@ impl Metrics {
     /// All figures as text, in the format that [`CONTENT_TYPE_TEXT`] names.
     pub fn text(&self) -> String {
         self.0.figures.reserved.set(clamp(self.0.budget.used()));
+        let Met { regions, half_open } = self.0.fabric.met();
+        for (setting, met) in [("max-regions", regions), ("max-half-open", half_open)] {
+            self.0
+                .figures
+                .limited
+                .get_or_create_owned(&Setting { setting })
+                .inner()
+                .store(met, Ordering::Relaxed);
+        }
         let mut text = String::new();
         // Writing to a string cannot fail.
         let _ = encode(&mut text, &self.0.registry);
@@ -283,12 +294,17 @@ fn clamp(bytes: u64) -> i64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fabric::Access;
+    use crate::fabric::soft::{SoftFabric, SoftOptions};
 
     #[test]
     fn figures_are_counted_and_told() {
+        let soft = SoftFabric::new(SoftOptions { max_regions: 0, ..SoftOptions::default() });
+        let pd = soft.allocate_pd().unwrap();
+        assert!(pd.register(Vec::new(), Access::LOCAL_READ).is_err());
         let config = RdmaConfig::default();
         let budget = Budget::new(config.max_registered, config.max_registered_per_peer);
-        let metrics = Metrics::new(&config, budget.clone());
+        let metrics = Metrics::new(&config, budget.clone(), Arc::new(soft));
         let recorder = metrics.listen(Recorder::default());
         recorder.record(Event::Fallback { reason: "too-large".into() });
         recorder.record(Event::RegionRegistered { stag: 1, length: 2, access: "write".into(), base: 0 });
@@ -307,6 +323,7 @@ mod tests {
             "rdma_http_registered_bytes 4096",
             "rdma_http_registered_limit_bytes 1073741824",
             "# TYPE rdma_http_rdma_connections gauge",
+            "rdma_http_limited_total{setting=\"max-regions\"} 1",
             "# EOF",
         ] {
             assert!(text.lines().any(|have| have == line), "{line} is not in\n{text}");

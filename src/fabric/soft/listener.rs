@@ -5,6 +5,7 @@ use std::future::poll_fn;
 use std::io::{self, IoSliceMut};
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::task::Context;
 use std::time::Duration;
 
@@ -78,6 +79,7 @@ async fn serve(fabric: SoftFabric, listener: TcpListener, requests: mpsc::Sender
         {
             tracing::warn!("too many peers without a Request; dropping the oldest");
             oldest.abort();
+            fabric.0.dropped.fetch_add(1, Ordering::Relaxed);
         }
         let (fabric, requests) = (fabric.clone(), requests.clone());
         oldest_first.push_back(half_open.spawn(async move {
