@@ -4,6 +4,7 @@
 mod addresses;
 mod claims;
 mod hand;
+mod in_place;
 mod late;
 mod lengths;
 mod limits;
