@@ -1,47 +1,16 @@
 //! A file that is changed while it is sent, at either end: an error, and never a body that is taken for whole.
 
-use std::fs::{File, OpenOptions};
-use std::io::Write as _;
-use std::os::unix::fs::FileExt as _;
+use std::fs::File;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
 use rdma_http::events::Event;
 
+use crate::meddling::CHANGES;
 use crate::program::{Httpd, Running, assert_no_leak, command, failures, received};
 
 /// So long that no transfer is over before the test has seen it begin; zeros take no room on the disk.
 const LONG: u64 = 512 << 20;
-
-#[derive(Clone, Copy, Debug)]
-enum Change {
-    /// Cut short.
-    Truncate,
-    /// Made longer.
-    Append,
-    /// Other bytes in it.
-    Overwrite,
-    /// Another file under its name.
-    Replace,
-}
-
-const CHANGES: [Change; 4] = [Change::Truncate, Change::Append, Change::Overwrite, Change::Replace];
-
-impl Change {
-    fn make(self, path: &Path) {
-        let file = || OpenOptions::new().write(true).open(path).unwrap();
-        match self {
-            Self::Truncate => file().set_len(1 << 19).unwrap(),
-            Self::Append => OpenOptions::new().append(true).open(path).unwrap().write_all(b"more").unwrap(),
-            Self::Overwrite => file().write_all_at(b"other", LONG - 5).unwrap(),
-            Self::Replace => {
-                let other = path.with_extension("other");
-                File::create(&other).unwrap().set_len(LONG).unwrap();
-                std::fs::rename(other, path).unwrap();
-            }
-        }
-    }
-}
 
 /// How the sender has the file, with CRCs or without: sendfile(2) takes the bytes only where there are none.
 const MEMORY: [[&str; 4]; 3] = [

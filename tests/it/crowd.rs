@@ -4,29 +4,15 @@
 #[path = "../../benches/http/clients.rs"]
 mod clients;
 
-use std::io::{self, Write};
 use std::sync::Arc;
 use std::time::Duration;
 
-use rdma_http::events::Recorder;
 use rdma_http::fabric::soft::{SoftFabric, SoftOptions};
 use rdma_http::server::{Files, Metrics, RdmaConfig, RdmaLayer, ServeOptions, serve};
 use tokio::sync::Notify;
 use tower::Layer;
 
-/// Is told of each event after it was counted.
-struct Told(Arc<Notify>);
-
-impl Write for Told {
-    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        self.0.notify_one();
-        Ok(line.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
+use crate::support::Told;
 
 fn figure(metrics: &Metrics, name: &str) -> u64 {
     let text = metrics.text();
@@ -41,7 +27,7 @@ async fn a_crowd_gets_its_bodies_and_leaves_nothing() {
     let fabric = Arc::new(SoftFabric::new(SoftOptions::default()));
     let (told, config) = (Arc::new(Notify::new()), RdmaConfig::default());
     let files = Files::new(root.path(), config.chunk, true);
-    let layer = RdmaLayer::new(fabric, config, Recorder::to_writer(Told(told.clone())));
+    let layer = RdmaLayer::new(fabric, config, Told::of(&told));
     layer.accept_clients("127.0.0.1:0".parse().unwrap()).await.unwrap();
     let metrics = layer.metrics();
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();

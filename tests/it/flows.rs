@@ -337,7 +337,7 @@ fn a_part_beyond_four_gibibytes_is_the_right_one() {
 #[test]
 fn more_than_four_gibibytes_go_in_one_transfer() {
     const LENGTH: u64 = (4 << 30) + 70_001;
-    let httpd = Httpd::start(&["--memory", "sendfile", "--crc", "off"]);
+    let httpd = Httpd::in_memory(&["--memory", "sendfile", "--crc", "off"]);
     httpd.sparse_file("body.bin", LENGTH);
     let events = tempfile::NamedTempFile::new().unwrap();
     let output = run(command(env!("CARGO_BIN_EXE_rdma-fetch"))

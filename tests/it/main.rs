@@ -12,6 +12,7 @@ mod examples;
 mod flows;
 mod in_place;
 mod kept;
+mod meddling;
 mod operations;
 mod plain_servers;
 mod pool;

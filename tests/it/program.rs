@@ -116,7 +116,16 @@ pub(crate) struct Httpd {
 
 impl Httpd {
     pub(crate) fn start(args: &[&str]) -> Self {
-        let directory = tempfile::tempdir().unwrap();
+        Self::of(tempfile::tempdir().unwrap(), args)
+    }
+
+    /// One whose files lie in memory, where there is such a place: a sparse file's zeros are all one page there, and not as
+    /// many as are read.
+    pub(crate) fn in_memory(args: &[&str]) -> Self {
+        Self::of(tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap(), args)
+    }
+
+    fn of(directory: tempfile::TempDir, args: &[&str]) -> Self {
         let mut httpd = command(env!("CARGO_BIN_EXE_rdma-httpd"));
         httpd
             .arg("--root")

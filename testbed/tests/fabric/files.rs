@@ -1,10 +1,8 @@
 //! A file that goes as it lies in the page cache, and is changed meanwhile: an error, never another body, and never the end
 //! of the program.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io::Write as _;
-use std::os::unix::fs::{FileExt as _, MetadataExt as _};
-use std::path::Path;
 use std::sync::Arc;
 
 use rdma_http::channel::Channel;
@@ -18,6 +16,7 @@ use rdma_http::memory::{Buffers, Strategy};
 use rdma_http::message::Message;
 use rdma_http::server::ResponseBody;
 
+use crate::meddling::{CHANGES, Change};
 use crate::support::{End, PATIENCE, assert_broken, at, fabric, kind, pair, pair_of, pattern, soon};
 
 /// Bytes of an operation, of which two are in flight, and of the file.
@@ -26,38 +25,6 @@ const LENGTH: usize = 8 * CHUNK;
 
 const LIMITS: Limits = Limits { chunk: CHUNK, window: 2, stall: PATIENCE, rate: 0 };
 const ID: TransferId = TransferId([7; 16]);
-
-#[derive(Clone, Copy, Debug)]
-enum Change {
-    Truncate,
-    Append,
-    Overwrite,
-    Replace,
-}
-
-const CHANGES: [Change; 4] = [Change::Truncate, Change::Append, Change::Overwrite, Change::Replace];
-
-impl Change {
-    fn make(self, path: &Path) {
-        let before = fs::metadata(path).unwrap();
-        let beside = path.with_extension("beside");
-        // Before 6.13 a kernel's timestamps move on with its clock's ticks, and two changes in one look like one.
-        loop {
-            fs::write(&beside, pattern(LENGTH)).unwrap();
-            let now = fs::metadata(&beside).unwrap();
-            if (now.ctime(), now.ctime_nsec()) != (before.ctime(), before.ctime_nsec()) {
-                break;
-            }
-        }
-        let file = || OpenOptions::new().write(true).open(path).unwrap();
-        match self {
-            Self::Truncate => file().set_len(10).unwrap(),
-            Self::Append => OpenOptions::new().append(true).open(path).unwrap().write_all(b"more").unwrap(),
-            Self::Overwrite => file().write_all_at(b"other", (LENGTH - 100) as u64).unwrap(),
-            Self::Replace => fs::rename(&beside, path).unwrap(),
-        }
-    }
-}
 
 /// A file, who has it, and who takes it.
 struct Scene {

@@ -13,5 +13,7 @@ mod guest;
 mod interoperation;
 mod judge;
 mod killed;
+#[path = "../../../tests/it/meddling.rs"]
+mod meddling;
 mod replies;
 mod support;

@@ -8,25 +8,13 @@ use testbed::scenario::wire::{self, Conversation, Item, Run};
 use crate::run::golden;
 use crate::support::{Labs, skip};
 
-/// Short Sends look like other protocols to tshark's heuristics, FPDUs on other protocols' ports are missed, and
-/// segments out of order break its framing, unless it is told.
-const OPTIONS: [&str; 12] = [
-    "-o",
-    "tcp.desegment_tcp_streams:TRUE",
-    "-o",
-    "tcp.reassemble_out_of_order:TRUE",
-    "-o",
-    "tcp.try_heuristic_first:TRUE",
-    "--enable-heuristic",
-    "iwarp_mpa_tcp",
-    "--disable-heuristic",
-    "rpcrdma_iwarp",
-    "--disable-heuristic",
-    "smb_direct_iwarp",
-];
+#[path = "../../../tests/it/tshark/dissection.rs"]
+mod dissection;
+
+use self::dissection::DISSECTION;
 
 fn tshark(capture: &Path, args: &[&str]) -> String {
-    let output = Command::new("tshark").arg("-r").arg(capture).args(OPTIONS).args(args).output().unwrap();
+    let output = Command::new("tshark").arg("-r").arg(capture).args(DISSECTION).args(args).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).unwrap()
 }

@@ -1,6 +1,7 @@
 //! tshark as an independent judge: real connections in a network namespace are captured, and tshark must dissect every
 //! FPDU with a good CRC, find nothing malformed, and read the same headers as our own decoder.
 
+mod dissection;
 mod in_place;
 mod operations;
 
@@ -15,29 +16,11 @@ use std::time::Duration;
 use rdma_http::iwarp::ddp::Header;
 use rdma_http::iwarp::decode::{CrcVerdict, Decoder, Item, Side};
 
+use self::dissection::DISSECTION;
 use crate::support::skip;
 
 /// Set in the process that runs inside of the namespace.
 const INSIDE: &str = "RDMA_HTTP_TEST_INSIDE";
-
-/// Without these tshark takes short Sends for other protocols, ports for other protocols' ports, and a connection that
-/// began as HTTP for HTTP to its end.
-const DISSECTION: [&str; 14] = [
-    "-o",
-    "tcp.desegment_tcp_streams:TRUE",
-    "-o",
-    "tcp.reassemble_out_of_order:TRUE",
-    "-o",
-    "tcp.try_heuristic_first:TRUE",
-    "--enable-heuristic",
-    "iwarp_mpa_tcp",
-    "--disable-heuristic",
-    "rpcrdma_iwarp",
-    "--disable-heuristic",
-    "smb_direct_iwarp",
-    "--disable-protocol",
-    "http",
-];
 
 /// Only a hang reaches it.
 const PATIENCE: Duration = Duration::from_secs(60);
