@@ -11,7 +11,7 @@ use super::frame::Frame;
 use super::{STEP, WINDOW};
 use crate::fabric::inbox::{Inbox, Owner};
 use crate::fabric::{Connection, FabricError, Received};
-use crate::flow::RECEIVE_DEPTH;
+use crate::flow::{RECEIVE_DEPTH, RECEIVE_SIZE};
 
 /// A connection, and what arrived on it.
 pub(super) struct Carrier {
@@ -73,6 +73,10 @@ impl Carrier {
             Frame::Credit(taken) => {
                 let State { credited, sent, .. } = *state;
                 return Err(format!("credit for {taken} frames where {credited} to {sent} were due"));
+            }
+            // As where each has a receive of its own: what is held of a peer's is no more than that.
+            Frame::Message(message) if message.len() > RECEIVE_SIZE => {
+                return Err(format!("a message of {} bytes", message.len()));
             }
             Frame::Message(_) if state.messages.messages() >= RECEIVE_DEPTH => {
                 return Err(format!("more than {RECEIVE_DEPTH} messages that nobody waits for"));

@@ -10,6 +10,7 @@ use super::frame::{Frame, HEAD, LONGEST};
 use super::*;
 use crate::fabric::soft::{SoftFabric, SoftOptions};
 use crate::fabric::{Fabric, FabricError};
+use crate::flow::RECEIVE_SIZE;
 use crate::header::TransferId;
 use crate::message::Message;
 
@@ -127,6 +128,7 @@ async fn a_peer_that_does_not_keep_to_the_window_is_cut_off() {
         ("HTTP after its end", vec![end.clone(), end]),
         ("credit for nothing", credit(1)),
         ("credit of no length", vec![Frame::credit(1).slice(..HEAD + 7)]),
+        ("too long a message", vec![Bytes::from(vec![0; RECEIVE_SIZE + 1])]),
         ("too many messages", vec![hello; RECEIVE_DEPTH + 1]),
     ] {
         let [rude, other] = ends().await;

@@ -7,6 +7,7 @@ use rdma_http::events::Event;
 use rdma_http::fabric::{Access, Connection, RemoteAddress};
 use rdma_http::header::{Mode, TransferId};
 use rdma_http::message::Message;
+use tokio::io::AsyncWriteExt;
 
 use super::hand::{Hand, fetch_from, soon};
 use super::victim::Victim;
@@ -127,6 +128,20 @@ async fn an_upload_of_all_there_can_be_is_refused() {
         let events = victim.at_rest_and_stopped().await;
         assert_bounded(&events);
     }
+}
+
+/// A head has an end, or the connection has.
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_head_without_an_end_is_refused() {
+    let victim = start(&[]);
+    for line in ["X: ".to_owned() + &"x".repeat(1 << 20), "X: y\r\n".repeat(1 << 17)] {
+        let mut hand = Hand::new(&victim).await;
+        // As much of it as the server takes.
+        let _ = hand.http.write_all(format!("GET / HTTP/1.1\r\nHost: x\r\n{line}").as_bytes()).await;
+        let answer = hand.rest().await;
+        assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 431 "), "{answer}");
+    }
+    victim.at_rest_and_stopped().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
