@@ -9,6 +9,7 @@ use http::{Request, Response};
 use http_body::Body;
 use hyper::body::Incoming;
 use hyper::service::{HttpService, service_fn};
+use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use nix::sys::socket::{setsockopt, sockopt};
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -19,7 +20,7 @@ use tokio::time::timeout;
 use tower::{Service, ServiceExt};
 
 use super::body::BoxError;
-use super::linger::Linger;
+use super::linger::{Linger, Refused};
 use super::metrics::Limit;
 use super::rooms::{Room, Rooms};
 use super::watched::{Answer, Watched};
@@ -190,7 +191,8 @@ async fn serve_one<S, B, I>(
     B::Error: Into<BoxError>,
 {
     let (peer, idle) = (http.peer(), options.idle_timeout);
-    let with_http = with_connection(service.clone(), http.clone(), room.clone());
+    let refused = Refused::default();
+    let with_http = with_connection(service.clone(), http.clone(), room.clone(), refused.clone());
     let stream = Linger::new(stream, http.unread().clone());
     let mut ended = serve_http(watched(stream, &room, options), with_http, idle, stopped.clone()).await;
     if ended.is_ok()
@@ -199,12 +201,13 @@ async fn serve_one<S, B, I>(
         room.begin();
         match http.keep_promise(promised).await {
             Ok(stream) => {
-                let with_http = with_connection(service, http.clone(), room.clone());
+                let with_http = with_connection(service, http.clone(), room.clone(), Refused::default());
                 ended = serve_http(watched(stream, &room, options), with_http, idle, stopped).await;
             }
             Err(error) => tracing::warn!(%peer, %error, "no connection in place"),
         }
     }
+    refused.end().await;
     if let Err(error) = ended {
         if error.is_timeout() {
             room.limited("idle-timeout");
@@ -283,6 +286,7 @@ fn with_connection<S, B>(
     service: S,
     http: HttpConnection,
     room: Arc<Room>,
+    refused: Refused,
 ) -> impl hyper::service::Service<
     Request<Incoming>,
     Response = Response<Answer<B>>,
@@ -298,7 +302,12 @@ where
         request.extensions_mut().insert(http.clone());
         http.unread().tell(!request.body().is_end_stream());
         room.begin();
-        let (answered, room) = (service.clone().oneshot(request), room.clone());
-        async move { Ok(answered.await?.map(|body| Answer::new(body, room))) }
+        let upgrade = request.extensions().get::<OnUpgrade>().cloned();
+        let (answered, room, refused) = (service.clone().oneshot(request), room.clone(), refused.clone());
+        async move {
+            let answer = answered.await?;
+            refused.answered(answer.status(), upgrade);
+            Ok(answer.map(|body| Answer::new(body, room)))
+        }
     })
 }

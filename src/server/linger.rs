@@ -4,12 +4,15 @@
 
 use std::io;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use http::StatusCode;
+use hyper::upgrade::OnUpgrade;
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, ReadBuf};
 use tokio::time::{Instant, Sleep, sleep_until};
 
 /// For how long such a client is listened to; a well-behaved one ends as soon as it has the answer.
@@ -29,6 +32,33 @@ impl Unread {
     /// Tells so of a request that begins, and of one that has been read.
     pub(super) fn tell(&self, unread: bool) {
         self.0.store(unread, Ordering::Relaxed);
+    }
+}
+
+/// An upgrade that a request asked for and did not get. Where the connection then ends HTTP lets go of the stream instead of
+/// shutting it down, so that is done here.
+#[derive(Clone, Default)]
+pub(super) struct Refused(Arc<Mutex<Option<OnUpgrade>>>);
+
+impl Refused {
+    /// Of a request that was answered so; `asked` is what it would have got.
+    pub(super) fn answered(&self, status: StatusCode, asked: Option<OnUpgrade>) {
+        // After a 101 the stream is whose the upgrade is.
+        if asked.is_some() || status == StatusCode::SWITCHING_PROTOCOLS {
+            let refused = asked.filter(|_| status != StatusCode::SWITCHING_PROTOCOLS);
+            *self.0.lock().unwrap_or_else(PoisonError::into_inner) = refused;
+        }
+    }
+
+    /// Ends the stream, if it was let go of.
+    pub(super) async fn end(self) {
+        let refused = self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let Some(refused) = refused else { return };
+        // At once there, or an error: the connection has ended.
+        if let Ok(stream) = refused.await {
+            // If it cannot be shut down it has ended already.
+            let _ = TokioIo::new(stream).shutdown().await;
+        }
     }
 }
 

@@ -38,15 +38,27 @@ fn an_answer_is_heard_although_its_request_was_not_read_to_the_end() {
         assert!(answer.starts_with("HTTP/1.1 409 Conflict\r\n"), "{answer}");
         assert!(answer.ends_with("\r\n\r\n409 Conflict\n"), "{answer}");
     }
-    // Who sends everything before it listens is heard out, too.
+    // Who sends everything before it listens is heard out, too; also who asked for another protocol and does not get it.
+    let upgrade = "Connection: Upgrade\r\nUpgrade: h2c\r\n";
+    for fields in ["", upgrade] {
+        let mut stream = TcpStream::connect(httpd.address).unwrap();
+        let length = format!("Content-Length: {LENGTH}\r\n");
+        write!(stream, "POST /there HTTP/1.1\r\nHost: x\r\n{fields}{length}\r\n").unwrap();
+        stream.write_all(&vec![7; LENGTH]).unwrap();
+        let answer = text(stream);
+        assert!(
+            answer.starts_with("HTTP/1.1 409 Conflict\r\n") && answer.ends_with("\r\n\r\n409 Conflict\n"),
+            "{fields}: {answer}"
+        );
+    }
+    // Also where the request before was the one that asked.
     let mut stream = TcpStream::connect(httpd.address).unwrap();
-    write!(stream, "POST /there HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n", LENGTH).unwrap();
+    write!(stream, "GET /there HTTP/1.1\r\nHost: x\r\n{upgrade}\r\n").unwrap();
+    write!(stream, "POST /there HTTP/1.1\r\nHost: x\r\nContent-Length: {LENGTH}\r\n\r\n").unwrap();
     stream.write_all(&vec![7; LENGTH]).unwrap();
-    let answer = text(stream);
-    assert!(
-        answer.starts_with("HTTP/1.1 409 Conflict\r\n") && answer.ends_with("\r\n\r\n409 Conflict\n"),
-        "{answer}"
-    );
+    let answers = text(stream);
+    assert!(answers.starts_with("HTTP/1.1 200 OK\r\n"), "{answers}");
+    assert!(answers.ends_with("\r\n\r\n409 Conflict\n"), "{answers}");
     assert_no_leak(&httpd.stop());
 }
 
