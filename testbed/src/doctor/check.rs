@@ -13,6 +13,9 @@ const APPARMOR_REMEDY: &str = "sudo install -m 0644 ci/apparmor/testbed /etc/app
 const OLDEST_KERNEL: (u32, u32) = (5, 10);
 /// The oldest kernel on which rxe was seen to work inside a network namespace; on 6.12 it does not.
 const RXE_IN_NAMESPACES: (u32, u32) = (7, 3);
+/// The first kernel that registers a read-only shared mapping as it is. Older ones pin its pages as if they were to be
+/// written to, by which the process gets copies of them (Linux commit 57a196a58421 and its series took that away).
+const FILES_AS_THEY_ARE: (u32, u32) = (6, 2);
 /// A body of 64 MiB, registered at once.
 const ENOUGH_MEMLOCK: u64 = 64 << 20;
 
@@ -24,6 +27,7 @@ pub fn examine(facts: &Facts) -> Report {
     let mut checks = vec![kernel(facts), namespaces, proc(facts), tap(facts), packet(facts), netem(facts)];
     checks.push(rdma("siw", facts.siw, facts));
     checks.push(rdma("rxe", facts.rxe, facts));
+    checks.push(sendfile(facts));
     checks.push(memlock(facts));
     checks.push(verbs(facts));
     checks.extend(guests::checks(facts));
@@ -288,6 +292,28 @@ fn rdma_limit(name: &str, facts: &Facts) -> Option<(String, Option<String>)> {
         ));
     }
     None
+}
+
+/// What files are registered for on siw and rxe; where there are none it does not matter.
+fn sendfile(facts: &Facts) -> Check {
+    const NAME: &str = "sendfile";
+    if facts.siw == Module::Absent && facts.rxe == Module::Absent {
+        return ok(NAME, "");
+    }
+    if facts.kernel_version() >= FILES_AS_THEY_ARE {
+        return ok(NAME, "on siw and rxe files are registered as they lie in the page cache");
+    }
+    let (major, minor) = FILES_AS_THEY_ARE;
+    amiss(
+        NAME,
+        Status::Limited,
+        format!("Linux {} copies a file's pages when they are registered", facts.release),
+        format!(
+            "kernels before {major}.{minor} do; on siw and rxe `--memory sendfile` is refused with this reason, the other \
+             strategies and soft are as ever. `testbed up --kernel uml` has a kernel of its own"
+        ),
+        None,
+    )
 }
 
 fn memlock(facts: &Facts) -> Check {

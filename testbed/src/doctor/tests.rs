@@ -142,6 +142,8 @@ fn a_debian_with_everything() {
     ! rxe                 installed, not loaded
                           the fabric rxe needs it; soft does not
                           $ sudo modprobe rdma_rxe
+    ! sendfile            Linux 6.1.0-44-amd64 copies a file's pages when they are registered
+                          kernels before 6.2 do; on siw and rxe `--memory sendfile` is refused with this reason, the other strategies and soft are as ever. `testbed up --kernel uml` has a kernel of its own
     ! memlock             8192 KiB
                           siw and rxe lock the memory that they register, and cannot register more than this; soft locks none
                           $ sudo prlimit --pid $$ --memlock=unlimited
@@ -356,6 +358,21 @@ fn siw_needs_root_of_the_machine_and_shared_mode() {
     assert!(siw(container).meaning.contains("as root only"));
     let exclusive = Machine::debian().with_root().with("sys/module/ib_core/parameters/netns_mode", "N\n");
     assert_eq!(siw(exclusive).remedy.as_deref(), Some("sudo rdma system set netns shared"));
+}
+
+#[test]
+fn kernels_that_copy_files_when_they_are_registered_are_told_of() {
+    let report =
+        |kernel: &str| Machine::new("ID=debian\n", kernel).with("sys/module/siw/refcnt", "0").examine();
+    let old = report("6.1.0-28-amd64");
+    let sendfile = check(&old, "sendfile");
+    assert_eq!(sendfile.status, Status::Limited);
+    assert_eq!(sendfile.found, "Linux 6.1.0-28-amd64 copies a file's pages when they are registered");
+    assert!(sendfile.meaning.starts_with("kernels before 6.2 do; "), "{sendfile:?}");
+    assert_eq!(check(&report("6.2.0"), "sendfile").status, Status::Ok);
+    // Where there is neither siw nor rxe nobody registers files with the kernel.
+    let neither = Machine::new("ID=debian\n", "6.1.0-28-amd64").examine();
+    assert!(neither.checks.iter().all(|check| check.name != "sendfile"));
 }
 
 #[test]
