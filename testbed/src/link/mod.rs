@@ -3,6 +3,7 @@
 //! A link is two directions. For each, [`scheduler`] decides when a frame leaves, [`relay`] moves it from one host's
 //! device to the other's at that time, and [`ring`] holds it until then.
 
+mod alarm;
 pub mod capture;
 mod drain;
 pub mod netem;

@@ -12,10 +12,10 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags};
+use nix::poll::{PollFd, PollFlags, PollTimeout};
 use nix::sys::eventfd::{EfdFlags, EventFd};
-use nix::sys::time::TimeSpec;
 
+use super::alarm::Alarm;
 use super::capture::Sink;
 use super::drain::Drain;
 use super::may_offload;
@@ -107,6 +107,7 @@ impl Relay {
             change: Mutex::default(),
         });
         let overtaking = if impairment.reorder > 0.0 { capacity(impairment) } else { 0 };
+        let origin = Instant::now();
         let forwarder = Forwarder {
             receive,
             transmit,
@@ -115,8 +116,9 @@ impl Relay {
             overtaking: FrameRing::new(overtaking),
             discarded: vec![0; MAX_RECORD].into_boxed_slice(),
             cut: false,
-            origin: Instant::now(),
-            waiter: Waiter::default(),
+            origin,
+            waiter: Waiter::new(),
+            alarm: Alarm::new(origin)?,
             shared: Arc::clone(&shared),
         };
         let name = name.to_owned();
@@ -228,29 +230,32 @@ struct Forwarder {
     cut: bool,
     origin: Instant,
     waiter: Waiter,
+    alarm: Alarm,
     shared: Arc<Shared>,
 }
 
 impl Forwarder {
     fn run(mut self) -> io::Result<()> {
-        // The default lets the kernel wake us 50 µs late, to save power.
-        nix::sys::prctl::set_timerslack(1)?;
+        // Whether there may be a frame to read.
+        let mut readable = true;
         while !self.shared.stop.load(Ordering::Acquire) {
-            let mut more = true;
             let asked = self.shared.drain.asked();
             if self.shared.changing.load(Ordering::Acquire) {
                 self.take_change();
             }
+            let mut more = readable;
             for _ in 0..BATCH {
-                more = self.take_one()?;
-                self.deliver_due();
-                if !more {
+                let Some(now) = (if more { self.take_one()? } else { None }) else {
+                    more = false;
                     break;
-                }
+                };
+                self.deliver_due(now);
             }
             if !more {
-                self.shared.drain.meet(asked);
-                self.sleep()?;
+                if readable {
+                    self.shared.drain.meet(asked);
+                }
+                readable = self.sleep()?;
             }
         }
         Ok(())
@@ -281,10 +286,10 @@ impl Forwarder {
         }
     }
 
-    /// Reads a frame, if there is one, and decides what becomes of it.
-    fn take_one(&mut self) -> io::Result<bool> {
+    /// Reads a frame, if there is one, and decides what becomes of it. Returns when it entered.
+    fn take_one(&mut self) -> io::Result<Option<Nanos>> {
         let (mut slot, mut room) = slot(&mut self.under_way, &mut self.discarded);
-        let Some(len) = self.receive.receive(slot)? else { return Ok(false) };
+        let Some(len) = self.receive.receive(slot)? else { return Ok(None) };
         // Looked at after the frame was taken: what was sent after a change was made is treated by it.
         if self.shared.changing.load(Ordering::Acquire) {
             let held = slot[..len].to_vec();
@@ -300,9 +305,9 @@ impl Forwarder {
         let record = &mut slot[..len];
         self.shared.capture(record);
         if self.cut {
-            return Ok(true);
+            return Ok(Some(now));
         }
-        let Some((header, frame)) = VnetHeader::split(record) else { return Ok(true) };
+        let Some((header, frame)) = VnetHeader::split(record) else { return Ok(Some(now)) };
         match self.scheduler.enter(now, header.wire_bytes(frame)) {
             Verdict::Deliver(delivery) if room => {
                 if let Some(bit) = delivery.flip {
@@ -330,14 +335,12 @@ impl Forwarder {
                 self.shared.dropped.fetch_add(1, Ordering::Relaxed);
             }
         }
-        Ok(true)
+        Ok(Some(now))
     }
 
     /// Hands over every frame whose time has come.
-    fn deliver_due(&mut self) {
-        while let Some(due) = self.next_due()
-            && due <= self.now()
-        {
+    fn deliver_due(&mut self, now: Nanos) {
+        while let Some(due) = self.next_due().filter(|due| *due <= now) {
             let first = self.overtaking.front().is_some_and(|(d, _)| d == due);
             let ring = if first { &mut self.overtaking } else { &mut self.under_way };
             let Some((_, record)) = ring.front() else { return };
@@ -364,32 +367,44 @@ impl Forwarder {
         }
     }
 
-    /// Until a frame enters, one is due, or the relay is to stop; or not at all, if that is soon.
-    fn sleep(&mut self) -> io::Result<()> {
+    /// Hands over what is due, and sleeps until a frame enters, one is due, or somebody wants something; or not at all, if
+    /// that is soon. Returns whether there may be a frame to read.
+    fn sleep(&mut self) -> io::Result<bool> {
         let now = self.now();
-        let wait = self.waiter.before(now, self.next_due());
-        let timeout = match wait {
-            Wait::Not => return Ok(()),
-            Wait::Until(time) => Some(TimeSpec::from(Duration::from_nanos(time.0 - now.0))),
+        self.deliver_due(now);
+        let until = match self.waiter.before(now, self.next_due()) {
+            Wait::Not => return Ok(true),
+            Wait::Until(time) => Some(time),
             Wait::Ever => None,
         };
+        if let Some(time) = until {
+            self.alarm.set(time)?;
+        }
         let mut fds = [
             PollFd::new(self.receive.readiness(), PollFlags::POLLIN),
             PollFd::new(self.shared.wake.as_fd(), PollFlags::POLLIN),
+            PollFd::new(self.alarm.as_fd(), PollFlags::POLLIN),
         ];
-        match (nix::poll::ppoll(&mut fds, timeout, None), wait) {
-            (Ok(0), Wait::Until(time)) => {
-                let now = self.now();
-                self.waiter.woke(time, now);
-                Ok(())
-            }
-            (Ok(_) | Err(Errno::EINTR), _) => {
-                // It refuses where nobody has woken us.
-                let _ = self.shared.wake.read();
-                Ok(())
-            }
-            (Err(error), _) => Err(error.into()),
+        // An alarm that was set for what is no longer waited for would only be in the way.
+        let fds = if until.is_some() { &mut fds[..] } else { &mut fds[..2] };
+        match nix::poll::poll(fds, PollTimeout::NONE) {
+            Ok(_) => {}
+            Err(Errno::EINTR) => return Ok(true),
+            Err(error) => return Err(error.into()),
         }
+        let [frame, woken, rang] = [0, 1, 2].map(|at| fds.get(at).is_some_and(|fd| fd.any() == Some(true)));
+        if woken {
+            // It refuses where nobody has woken us.
+            let _ = self.shared.wake.read();
+        }
+        if rang {
+            self.alarm.rang();
+        }
+        if let Some(time) = until.filter(|_| rang && !frame && !woken && self.waiter.learns()) {
+            let now = self.now();
+            self.waiter.woke(time, now);
+        }
+        Ok(frame || woken)
     }
 }
 
