@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
@@ -183,6 +184,16 @@ impl Client {
     pub async fn capture_stop(&self, link: &str) -> Result<(u64, u64), ClientError> {
         match self.request(&Request::CaptureStop { link: link.to_owned() }).await? {
             Response::Captured { frames, dropped } => Ok((frames, dropped)),
+            _ => Err(self.unexpected()),
+        }
+    }
+
+    /// Waits, at most for `limit`, until no TCP connection in these hosts may send more; returns whether it is so.
+    pub async fn settled(&self, hosts: &[&str], limit: Duration) -> Result<bool, ClientError> {
+        let hosts = hosts.iter().map(|host| (*host).to_owned()).collect();
+        let limit_ms = u64::try_from(limit.as_millis()).unwrap_or(u64::MAX);
+        match self.request(&Request::Settle { hosts, limit_ms }).await? {
+            Response::Settled { ended } => Ok(ended),
             _ => Err(self.unexpected()),
         }
     }

@@ -52,6 +52,13 @@ pub enum Request {
         /// The link's name.
         link: String,
     },
+    /// Wait until no program's TCP connection in these hosts may send more: answered by [`Response::Settled`].
+    Settle {
+        /// The hosts.
+        hosts: Vec<String>,
+        /// For how long at most: connections may stay open for ever.
+        limit_ms: u64,
+    },
     /// Change what a link does to frames from now on: answered by [`Response::Done`] once it does.
     ChangeLink {
         /// The link's name.
@@ -139,6 +146,11 @@ pub enum Response {
         frames: u64,
         /// Frames that could not be written; 0 or the capture must not be trusted.
         dropped: u64,
+    },
+    /// The wait for connections to end is over.
+    Settled {
+        /// Whether they have ended.
+        ended: bool,
     },
     /// It could not be done.
     Failed {

@@ -231,6 +231,9 @@ async fn connection(agent: &Agent, stream: UnixStream) -> Result<(), FrameError>
                 let _ = agent.gone.subscribe().wait_for(|gone| *gone).await;
                 Response::Done
             }
+            Request::Settle { hosts, limit_ms } => {
+                agent.settle(&hosts, Duration::from_millis(limit_ms)).await
+            }
             Request::ChangeLink { link, a_to_b, b_to_a } => agent.change_link(&link, [a_to_b, b_to_a]).await,
             other => agent.answer(other),
         },
@@ -282,6 +285,25 @@ impl Agent {
         }
     }
 
+    async fn settle(&self, hosts: &[String], limit: Duration) -> Response {
+        // The lab is not held while it is waited.
+        let sockets = match self.lab.read().unwrap_or_else(PoisonError::into_inner).as_ref() {
+            Some(lab) => hosts.iter().map(|host| lab.sockets(host)).collect::<Result<Vec<_>, _>>(),
+            None => return self.not_up(),
+        };
+        let all = async {
+            for sockets in sockets? {
+                sockets.settled().await?;
+            }
+            Ok(())
+        };
+        match tokio::time::timeout(limit, all).await {
+            Ok(Ok(())) => Response::Settled { ended: true },
+            Ok(Err(LabError { message, blame })) => Response::Failed { message, blame },
+            Err(_) => Response::Settled { ended: false },
+        }
+    }
+
     /// Answers what needs no waiting.
     fn answer(&self, request: Request) -> Response {
         let failed = |LabError { message, blame }| Response::Failed { message, blame };
@@ -301,6 +323,7 @@ impl Agent {
             | Request::Down
             | Request::Resize(_)
             | Request::Signal { .. }
+            | Request::Settle { .. }
             | Request::ChangeLink { .. } => Response::Failed {
                 message: "this belongs to a running command".to_owned(),
                 blame: Blame::Usage,

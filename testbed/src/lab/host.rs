@@ -11,6 +11,7 @@ use super::netdev;
 use super::netlink::Netlink;
 use super::netns::Namespace;
 use super::rdma::{self, RdmaError};
+use super::sockets::Sockets;
 use super::sysctl::{self, SysctlError};
 use crate::agent::protocol::DeviceStatus;
 use crate::link::tap::Tap;
@@ -108,6 +109,11 @@ impl Host {
             tracing::warn!(%error, host = self.name, "cannot read its interfaces' counters");
             HashMap::new()
         })
+    }
+
+    /// Its TCP connections.
+    pub(super) fn sockets(&self) -> io::Result<Sockets> {
+        self.namespace.enter_blocking(Sockets::open).flatten()
     }
 
     /// Makes an RDMA device on each of its interfaces, which are up.

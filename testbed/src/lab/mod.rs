@@ -13,6 +13,7 @@ mod netlink;
 mod netns;
 mod patch;
 pub mod rdma;
+mod sockets;
 mod sysctl;
 
 use std::collections::HashMap;
@@ -22,6 +23,7 @@ use std::path::Path;
 pub use self::error::LabError;
 use self::host::Host;
 use self::link::Link;
+pub use self::sockets::Sockets;
 use crate::agent::protocol::{DirectionChange, HostStatus, LinkStatus};
 use crate::link::tap;
 use crate::topology::{Endpoint, Plan};
@@ -73,6 +75,14 @@ impl Lab {
     /// The network namespace of a host, for `setns`.
     pub fn netns(&self, host: &str) -> Option<BorrowedFd<'_>> {
         self.hosts.iter().find(|h| h.name == host).map(Host::namespace)
+    }
+
+    /// The TCP connections in a host.
+    pub fn sockets(&self, host: &str) -> Result<Sockets, LabError> {
+        let found = self.hosts.iter().find(|h| h.name == host);
+        let found = found.ok_or_else(|| LabError::usage(format!("there is no host {host}")))?;
+        let opened = found.sockets();
+        opened.map_err(|e| LabError::operation(format!("host {host}: cannot read its sockets: {e}")))
     }
 
     /// For each host: the settings as they read back, and its RDMA devices. `commands` is left 0.

@@ -21,7 +21,6 @@ mod program;
 mod rounds;
 mod run;
 mod select;
-mod settle;
 mod timeline;
 pub mod wire;
 

@@ -17,7 +17,6 @@ use super::command::{Work, client_command, curl_exchanges, server_command};
 use super::identity;
 use super::program::{Program as Process, Told, tail};
 use super::rounds::{RoundTrips, requests, round_trip};
-use super::settle::settled;
 use super::timeline::{Timeline, moments};
 use super::wire::{self, Opening, WireError};
 use super::{Claim, Fabrics, Observation, Place, Placeholders, Program, Scenario, Side};
@@ -26,6 +25,9 @@ use crate::agent::protocol::Exit;
 use crate::doctor::install_command;
 use crate::guest::choice::Clock;
 use crate::topology::{HostPlan, InterfacePlan, Plan};
+
+/// How long it is waited for connections to end. Something else that runs in the same hosts may keep some open for ever.
+const SETTLE: Duration = Duration::from_secs(2);
 
 /// How long the server may take to end once it was asked to.
 const STOP: Duration = Duration::from_secs(15);
@@ -169,7 +171,7 @@ impl Runner<'_> {
         };
         // What the kernels still say for programs that have ended belongs to the observation.
         let settled = match &flowed {
-            Ok(Ok(_)) => settled(self.client, &[&scenario.client.host, &scenario.server.host]).await,
+            Ok(Ok(_)) => self.settle(&[&scenario.client.host, &scenario.server.host]).await,
             _ => Ok(()),
         };
         // The programs have ended, or have just been dropped and so killed; the capture must end in any case.
@@ -229,6 +231,14 @@ impl Runner<'_> {
             timeline,
             clock: self.clock,
         })
+    }
+
+    /// Waits until the kernels have closed what the programs left: only then have all segments entered the link.
+    async fn settle(&self, hosts: &[&str]) -> Result<(), ClientError> {
+        if !self.client.settled(hosts, SETTLE).await? {
+            tracing::warn!("connections are still open {} s after their programs ended", SETTLE.as_secs());
+        }
+        Ok(())
     }
 
     async fn flow(
