@@ -106,6 +106,7 @@ fn start(directory: &Path, caller: Option<StdStream>, lock: File) -> Result<(), 
         directory: lab.path().to_owned(),
         memory: charge.memory,
         timeout: charge.timeout,
+        cpu: None,
         log: Some(Arc::new(log.into())),
         lock: Some(Arc::new(lock)),
     };

@@ -82,9 +82,9 @@ enum Trouble {
 }
 
 impl Guests {
-    /// Runs a scenario in a guest that is made for it. Dropped, the guest is gone.
-    pub async fn run(&self, question: &Question) -> Result<Observation, RunError> {
-        match self.observed(question).await {
+    /// Runs a scenario in a guest that is made for it, on this processor if one is named. Dropped, the guest is gone.
+    pub async fn run(&self, question: &Question, cpu: Option<usize>) -> Result<Observation, RunError> {
+        match self.observed(question, cpu).await {
             Ok(Observed::Seen(observation)) => Ok(*observation),
             Ok(Observed::Not(error)) => Err(error),
             Err(trouble) => Err(RunError {
@@ -95,7 +95,7 @@ impl Guests {
         }
     }
 
-    async fn observed(&self, question: &Question) -> Result<Observed, Trouble> {
+    async fn observed(&self, question: &Question, cpu: Option<usize>) -> Result<Observed, Trouble> {
         let directory = tempfile::Builder::new().prefix("testbed-guest-").tempdir();
         let directory = directory.map_err(|error| Trouble::Files { error })?;
         let mut guest = Guest::boot(&Config {
@@ -104,6 +104,7 @@ impl Guests {
             directory: directory.path().to_owned(),
             memory: self.memory,
             timeout: self.timeout,
+            cpu,
             log: None,
             lock: None,
         })

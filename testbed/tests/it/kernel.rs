@@ -45,6 +45,7 @@ impl Bed {
             directory: directory.path().into(),
             memory: 512,
             timeout: LONG,
+            cpu: None,
             log: None,
             lock: None,
         };

@@ -5,9 +5,12 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::process::ExitCode;
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use futures_util::stream::{self, StreamExt as _};
+use nix::sched::{CpuSet, sched_getaffinity};
+use nix::unistd::Pid;
 use rdma_http::fabric::FabricKind;
 use tokio::sync::watch;
 
@@ -291,17 +294,22 @@ impl Session<'_> {
             None if self.args.clock == Clock::Wall => 1,
             None => std::thread::available_parallelism().map_or(1, usize::from),
         };
+        // Each of those that run at once has a processor of its own.
+        let places = if at_once > 1 { processors(at_once) } else { vec![None] };
+        let free = Mutex::new(places);
+        let lock = || free.lock().unwrap_or_else(PoisonError::into_inner);
         let run = async |number: usize| {
             let job = &self.jobs[number];
             let begun = Instant::now();
-            let seen = guests
-                .run(&Question {
-                    scenario: job.scenario.clone(),
-                    plan: with_devices(self.plan, job.fabrics.device()),
-                    fabrics: job.fabrics,
-                    clock: self.args.clock,
-                })
-                .await;
+            let cpu = lock().pop().flatten();
+            let question = Question {
+                scenario: job.scenario.clone(),
+                plan: with_devices(self.plan, job.fabrics.device()),
+                fabrics: job.fabrics,
+                clock: self.args.clock,
+            };
+            let seen = guests.run(&question, cpu).await;
+            lock().push(cpu);
             (number, begun.elapsed(), seen)
         };
         let mut order: Vec<usize> = (0..self.jobs.len()).collect();
@@ -367,6 +375,16 @@ impl Session<'_> {
         }
         Ok(report::Outcome::Observed { comparisons, blessed, violations })
     }
+}
+
+/// The processors that this process may use, again and again, for so many guests; `None` where nobody knows.
+fn processors(guests: usize) -> Vec<Option<usize>> {
+    let allowed = sched_getaffinity(Pid::from_raw(0)).unwrap_or_default();
+    let cpus: Vec<usize> =
+        (0..CpuSet::count()).filter(|cpu| allowed.is_set(*cpu).unwrap_or_default()).collect();
+    let mut places: Vec<Option<usize>> = cpus.iter().cycle().take(guests).copied().map(Some).collect();
+    places.resize(guests, None);
+    places
 }
 
 /// A skip where this machine lacks something, unless everything is required; else an error.
