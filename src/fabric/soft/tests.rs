@@ -140,18 +140,19 @@ async fn check_71_rdmap_send_inv_invalidates_before_completion() {
 }
 
 #[tokio::test]
-async fn a_source_that_is_gone_fails_its_write_alone() {
+async fn nothing_leaves_behind_a_write_whose_source_is_gone() {
     let (a, b) = default_pair().await;
     let sink = b.region(vec![0; 10], Access::REMOTE_WRITE);
     let source = a.region(vec![1; 10], Access::LOCAL_READ);
     // The responder may not send yet, so what it posts waits.
     let other = b.region(vec![1; 10], Access::LOCAL_READ);
-    let held = b.connection.write(&other, 0, 10, at(&source, 0));
+    let written = b.connection.write(&other, 0, 10, at(&source, 0));
+    let said = b.connection.send(Bytes::from_static(b"it is written"));
     drop(other.deregister());
     a.connection.write(&source, 0, 10, at(&sink, 0)).await.unwrap();
-    assert!(matches!(soon(held).await, Err(FabricError::Invalid(_))));
-    a.connection.send(Bytes::from_static(b"still there")).await.unwrap();
-    assert_eq!(soon(b.connection.receive()).await.unwrap().message, "still there");
+    assert!(matches!(soon(written).await, Err(FabricError::Invalid(_))));
+    assert!(soon(said).await.is_err());
+    assert!(matches!(soon(a.connection.receive()).await, Err(FabricError::TerminatedByPeer(_))));
 }
 
 #[tokio::test]

@@ -215,11 +215,8 @@ impl Transmitter {
                 let payload = match fetch(memory, Reach::Local, *source, *source_to, progress, chunk, crc) {
                     Ok(Some(payload)) => payload,
                     Ok(None) => return Ok(false),
-                    Err(denied) if progress > 0 => return Err(denied),
-                    Err(denied) => {
-                        self.finish_work(State::Done(Err(denied.into())));
-                        return Ok(true);
-                    }
+                    // What was posted behind it may say that it was written, so the connection ends, as a device's does.
+                    Err(denied) => return Err(denied),
                 };
                 let header = tagged(Opcode::Write, last, *sink, sink_to.wrapping_add(progress));
                 out.fpdu(crc, |out| header.encode(out), payload, chunk);
