@@ -83,13 +83,17 @@ impl Channel {
         })
     }
 
-    /// Sends a message.
-    pub async fn send(&self, message: Message) -> Result<(), FabricError> {
+    /// Sends a message. Posts at once; the future completes it, and tells.
+    pub fn send(&self, message: Message) -> BoxFuture<'static, Result<(), FabricError>> {
         let bytes = message.encode();
-        let length = bytes.len();
-        self.connection.send(bytes).await?;
-        self.tell("send", length);
-        Ok(())
+        let length = bytes.len() as u64;
+        let completion = self.connection.send(bytes);
+        let recorder = self.guard.recorder.clone();
+        Box::pin(async move {
+            completion.await?;
+            recorder.record(Event::Operation { op: "send".into(), length, stag: None, to: None });
+            Ok(())
+        })
     }
 
     /// The next message. A wait that is given up loses none.
@@ -103,7 +107,8 @@ impl Channel {
         let received = ready!(receive.as_mut().poll(cx));
         *receiving = None;
         let received = received?;
-        self.tell("receive", received.message.len());
+        let length = received.message.len() as u64;
+        self.guard.recorder.record(Event::Operation { op: "receive".into(), length, stag: None, to: None });
         Poll::Ready(Ok(Message::decode(&received.message)?))
     }
 
@@ -114,15 +119,6 @@ impl Channel {
             _ = self.receive() => true,
             () = std::future::ready(()) => false,
         }
-    }
-
-    fn tell(&self, op: &str, length: usize) {
-        self.guard.recorder.record(Event::Operation {
-            op: op.into(),
-            length: length as u64,
-            stag: None,
-            to: None,
-        });
     }
 
     /// Resolves when the connection is gone.

@@ -1,5 +1,44 @@
 //! How the programs' memory allocator is set.
-#![expect(unsafe_code, reason = "mallopt(3), which has no safe wrapper")]
+#![expect(unsafe_code, reason = "mallopt(3) and malloc_trim(3), which have no safe wrappers")]
+
+use std::time::Duration;
+
+use crate::server::Metrics;
+
+/// How often it is looked whether a crowd has gone.
+const LOOK: Duration = Duration::from_secs(5);
+
+/// Connections that are a crowd.
+const CROWD: u64 = 100;
+
+/// Gives memory back to the system whenever a crowd has come and gone, for ever: what a thousand connections had in small
+/// pieces glibc would keep, since it looks at the ends of its heaps only.
+pub(super) async fn give_back(metrics: Metrics) {
+    let mut seen = 0;
+    loop {
+        tokio::time::sleep(LOOK).await;
+        let (now, ever) = metrics.http_connections();
+        if has_gone(now, ever - seen) {
+            seen = ever;
+            // It looks through all that is free, which takes milliseconds.
+            let _ = tokio::task::spawn_blocking(trim).await;
+        }
+    }
+}
+
+/// Whether of the connections that came there are few left.
+fn has_gone(now: u64, came: u64) -> bool {
+    came >= CROWD && now <= came / 10
+}
+
+fn trim() {
+    #[cfg(target_env = "gnu")]
+    {
+        // SAFETY: it takes a number, and changes nothing that is allocated.
+        let released = unsafe { nix::libc::malloc_trim(0) };
+        tracing::debug!(released, "gave free memory back");
+    }
+}
 
 /// Keeps the buffers of a few transfers for the next ones. By itself glibc gives what lies free at a heap's end back to the system
 /// from 128 KiB on; each buffer of 1 MiB then comes back as zero pages, which took as long as sealing it. Other allocators
@@ -14,5 +53,17 @@ pub(super) fn keep_buffers() {
                 tracing::debug!(what, bytes, "the allocator does not take this setting");
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::has_gone;
+
+    #[test]
+    fn a_crowd_has_gone_when_few_of_it_are_left() {
+        assert!(has_gone(0, 100) && has_gone(100, 1000));
+        assert!(!has_gone(101, 1000), "it is still here");
+        assert!(!has_gone(0, 99), "it never was one");
     }
 }

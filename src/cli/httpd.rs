@@ -324,6 +324,7 @@ async fn run(args: &Args, recorder: Recorder) -> Result<ExitCode, String> {
 
     let (stop, stopped) = tokio::sync::oneshot::channel();
     args.tell(&layer.metrics());
+    tokio::spawn(super::allocator::give_back(layer.metrics()));
     let served = serve(listener, files, args.http(tls, layer.metrics()), stopped);
     // Until all is over: a shutdown can be watched.
     let served = async move {

@@ -55,6 +55,11 @@ where
         self.length
     }
 
+    /// Whether its bytes are read when they are sent, not when they are taken.
+    pub(super) fn leaves_unread(&self) -> bool {
+        matches!(self.from, From::File(_))
+    }
+
     /// Reads the first chunk, which may take its time.
     pub async fn begin(&mut self, size: usize) -> Result<(), BoxError> {
         if self.first.is_none() && self.left > 0 {

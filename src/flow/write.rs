@@ -62,6 +62,10 @@ where
             kept = later;
             writer.post(now, length).await?;
         }
+        // What is read as it leaves is known to be what it was only when all of it has left.
+        if feed.leaves_unread() {
+            writer.complete().await?;
+        }
         tokio::select! {
             biased;
             end = timeout(limits.stall, feed.end()) => end
@@ -69,10 +73,10 @@ where
                 .map_err(FlowError::Body)?,
             error = link.channel.closed() => return Err(FlowError::Lost(error)),
         }
-        while !writer.window.is_empty() {
-            writer.complete_oldest().await?;
-        }
-        writer.pace.completed(link.channel.send(Message::Done { id: target.id, bytes: length })).await
+        // It comes behind the Writes, and may leave with them.
+        let done = link.channel.send(Message::Done { id: target.id, bytes: length });
+        writer.complete().await?;
+        writer.pace.completed(done).await
     };
     let result = result.await;
     result.map_err(|error| feed.blame(error))
@@ -149,6 +153,13 @@ impl Writer<'_> {
             self.told = self.posted;
             let progress = Message::Progress { id: self.target.id, bytes: self.posted };
             self.pace.completed(self.link.channel.send(progress)).await?;
+        }
+        Ok(())
+    }
+
+    async fn complete(&mut self) -> Result<(), FlowError> {
+        while !self.window.is_empty() {
+            self.complete_oldest().await?;
         }
         Ok(())
     }

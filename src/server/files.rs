@@ -279,6 +279,18 @@ fn plain(status: StatusCode) -> Response<ResponseBody> {
 mod tests {
     use super::*;
 
+    #[tokio::test]
+    async fn a_pipe_is_not_waited_for() {
+        let root = tempfile::tempdir().unwrap();
+        nix::unistd::mkfifo(&root.path().join("pipe"), nix::sys::stat::Mode::S_IRWXU).unwrap();
+        for method in [Method::GET, Method::HEAD] {
+            let request = Request::builder().method(method).uri("/pipe");
+            let request = request.body(RequestBody::new(Full::new(Bytes::new()))).unwrap();
+            let response = Files::new(root.path(), 1024, false).oneshot(request).await.unwrap();
+            assert_eq!(response.status(), StatusCode::NOT_FOUND);
+        }
+    }
+
     #[test]
     fn only_plain_names_are_paths() {
         assert_eq!(path_of("/a/b%20c"), Some("a/b c".into()));

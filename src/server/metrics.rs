@@ -185,6 +185,12 @@ impl Metrics {
         self.0.figures.http.dec();
     }
 
+    /// HTTP connections that there are, and that there ever were.
+    pub(crate) fn http_connections(&self) -> (u64, u64) {
+        let figures = &self.0.figures;
+        (u64::try_from(figures.http.get()).unwrap_or(0), figures.accepted.get())
+    }
+
     /// All figures as text, in the format that [`CONTENT_TYPE_TEXT`] names.
     pub fn text(&self) -> String {
         self.0.figures.reserved.set(clamp(self.0.budget.used()));
