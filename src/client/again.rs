@@ -3,18 +3,18 @@
 
 use http::Method;
 
+use super::ClientError;
 use super::connection::HttpConnection;
 use super::in_place::InPlace;
-use super::{ClientError, Connect};
 use crate::header::Reason;
 
-/// What a connection is like before an exchange.
-#[derive(Clone, Copy)]
+/// What a connection is like when a request goes out on it.
+#[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Before {
     /// The server has answered on it.
-    used: bool,
-    /// The exchange asks that it become the RDMA connection.
-    asks: bool,
+    pub(super) used: bool,
+    /// The request asks that it become the RDMA connection.
+    pub(super) asks: bool,
 }
 
 impl Before {
@@ -31,18 +31,13 @@ impl Before {
 }
 
 impl HttpConnection {
-    /// What it is like now.
-    pub(super) fn before(&self) -> Before {
-        let in_place = self.client.options.connect == Connect::InPlace;
-        Before { used: self.used, asks: in_place && self.in_place == InPlace::Unasked }
-    }
-
     /// Connects anew after an exchange that was missed.
-    pub(super) async fn again(&mut self, before: Before, error: &ClientError) -> Result<(), ClientError> {
+    pub(super) async fn again(&mut self, error: &ClientError) -> Result<(), ClientError> {
+        let before = self.before;
         self.client.observer.note(&format!("Asking again on a new connection: {error}"));
         self.reopen().await?;
-        if before.asks {
-            // What was asked for in vain is not asked for again.
+        // A kept one may just have been closed; else what was asked for in vain is not asked for again.
+        if matches!(error, ClientError::NotInPlace(_)) || before.asks && !before.used {
             self.in_place = InPlace::Refused;
             self.fall_back(&Reason::NOT_CONNECTED);
         }

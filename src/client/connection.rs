@@ -21,6 +21,7 @@ use tokio::sync::Mutex;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
+use super::again::Before;
 use super::endpoint::Endpoint;
 use super::in_place::InPlace;
 use super::response::{Body, Response, Via};
@@ -57,6 +58,8 @@ pub struct HttpConnection {
     pub(super) spent: bool,
     /// Whether the server has answered on it.
     pub(super) used: bool,
+    /// What it was like when the last request went out on it.
+    pub(super) before: Before,
 }
 
 /// The task that moves the bytes; ends with the connection.
@@ -110,6 +113,7 @@ impl HttpConnection {
             in_place,
             spent: false,
             used: false,
+            before: Before::default(),
         })
     }
 
@@ -133,10 +137,9 @@ impl HttpConnection {
         headers: HeaderMap,
     ) -> Result<Response, ClientError> {
         let request = self.head(method, target, headers)?;
-        let before = self.before();
         match self.exchange(request.clone()).await {
-            Err(error) if before.is_missed(request.method(), &error) => {
-                self.again(before, &error).await?;
+            Err(error) if self.before.is_missed(request.method(), &error) => {
+                self.again(&error).await?;
                 self.exchange(request).await
             }
             result => result,
@@ -372,7 +375,8 @@ impl HttpConnection {
         }
     }
 
-    pub(super) fn tell_request(&self, request: &Request<()>) -> u64 {
+    pub(super) fn tell_request(&mut self, request: &Request<()>) -> u64 {
+        self.before = Before { used: self.used, asks: first::names(request.headers()) };
         let exchange = EXCHANGES.fetch_add(1, Ordering::Relaxed) + 1;
         self.client.observer.request(request);
         if self.client.recorder.is_on() {

@@ -23,7 +23,7 @@ use ipnet::IpNet;
 
 use crate::events::Recorder;
 use crate::fabric::Fabric;
-use crate::flow::Limits;
+use crate::flow::{Limits, MOST_WINDOW};
 use crate::header::Mode;
 use crate::memory::Strategy;
 
@@ -112,7 +112,8 @@ impl Options {
     }
 
     fn limits(&self) -> Limits {
-        Limits { chunk: self.chunk, window: self.window, stall: self.timeout, rate: 0 }
+        let window = self.window.min(MOST_WINDOW);
+        Limits { chunk: self.chunk, window, stall: self.timeout, rate: 0 }
     }
 }
 

@@ -137,10 +137,9 @@ impl HttpConnection {
         upload: &Upload,
     ) -> Result<Response, ClientError> {
         let request = self.head(method, target, headers)?;
-        let before = self.before();
         match self.send_file(request.clone(), upload).await {
-            Err(error) if before.is_missed(request.method(), &error) => {
-                self.again(before, &error).await?;
+            Err(error) if self.before.is_missed(request.method(), &error) => {
+                self.again(&error).await?;
                 self.send_file(request, upload).await
             }
             result => result,

@@ -19,8 +19,12 @@ pub(crate) fn asks<B: http_body::Body>(request: &Request<B>) -> bool {
     request.version() == Version::HTTP_11
         // After the head nothing may follow in the old protocol.
         && request.body().is_end_stream()
-        && lists(request.headers(), &CONNECTION, "upgrade")
-        && lists(request.headers(), &UPGRADE, super::UPGRADE)
+        && names(request.headers())
+}
+
+/// Whether a head names this protocol to go on in.
+pub(crate) fn names(headers: &HeaderMap) -> bool {
+    lists(headers, &CONNECTION, "upgrade") && lists(headers, &UPGRADE, super::UPGRADE)
 }
 
 /// Whether a list names `token`.

@@ -163,6 +163,29 @@ async fn a_connection_in_place_that_is_not_made_costs_no_answer() {
     }
 }
 
+#[tokio::test]
+async fn a_kept_connection_that_ends_costs_no_connection_in_place() {
+    let (address, serving) = serving(|accept| {
+        let mut kept = accept();
+        let asked = kept.request();
+        assert!(!asked.to_ascii_lowercase().contains("upgrade"), "{asked}");
+        kept.say("HTTP/1.1 200 OK\r\nContent-Length: 8\r\n\r\n");
+        kept.request();
+        drop(kept);
+        let mut next = accept();
+        let asked = next.request();
+        assert!(asked.to_ascii_lowercase().contains("upgrade: rdma"), "{asked}");
+        next.say(BODY);
+    });
+    let client = client(Some(Connect::InPlace));
+    let mut connection = client.connect("127.0.0.1", address.port()).await.unwrap();
+    // Only a GET asks for it.
+    connection.request(Method::HEAD, "/x", HeaderMap::new()).await.unwrap().body.collect(0).await.unwrap();
+    let response = connection.get("/x", HeaderMap::new()).await.unwrap();
+    assert_eq!(response.body.collect(8).await.unwrap(), b"the body");
+    serving.join().unwrap();
+}
+
 /// The id of the offer in a request's head.
 fn id(head: &str) -> TransferId {
     let field =
