@@ -8,27 +8,26 @@ use crate::server::Metrics;
 /// How often it is looked whether a crowd has gone.
 const LOOK: Duration = Duration::from_secs(5);
 
-/// Connections that are a crowd.
+/// Connections at once that are a crowd.
 const CROWD: u64 = 100;
 
 /// Gives memory back to the system whenever a crowd has come and gone, for ever: what a thousand connections had in small
 /// pieces glibc would keep, since it looks at the ends of its heaps only.
 pub(super) async fn give_back(metrics: Metrics) {
-    let mut seen = 0;
     loop {
         tokio::time::sleep(LOOK).await;
-        let (now, ever) = metrics.http_connections();
-        if has_gone(now, ever - seen) {
-            seen = ever;
+        let (now, most) = metrics.http_connections();
+        if has_gone(now, most) {
+            metrics.forget_most();
             // It looks through all that is free, which takes milliseconds.
             let _ = tokio::task::spawn_blocking(trim).await;
         }
     }
 }
 
-/// Whether of the connections that came there are few left.
-fn has_gone(now: u64, came: u64) -> bool {
-    came >= CROWD && now <= came / 10
+/// Whether of the most connections that there were at once few are left.
+fn has_gone(now: u64, most: u64) -> bool {
+    most >= CROWD && now <= most / 10
 }
 
 fn trim() {

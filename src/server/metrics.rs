@@ -1,7 +1,7 @@
 //! Figures of a layer, for Prometheus: counted as things happen, told when asked.
 
 use std::convert::Infallible;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -42,6 +42,8 @@ struct Inner {
     by_status: Vec<OnceLock<Counter>>,
     budget: Budget,
     fabric: Arc<dyn Fabric>,
+    /// HTTP connections at once.
+    most: AtomicI64,
 }
 
 #[derive(Clone, Default)]
@@ -141,7 +143,8 @@ impl Metrics {
             registry.register_with_unit(name, help, Unit::Bytes, gauge);
         }
         let by_status = (100..1000).map(|_| OnceLock::new()).collect();
-        let metrics = Self(Arc::new(Inner { registry, figures, by_status, budget, fabric }));
+        let metrics =
+            Self(Arc::new(Inner { registry, figures, by_status, budget, fabric, most: AtomicI64::new(0) }));
         for (setting, limit) in [
             ("chunk-size", Limit::Bytes(config.chunk as u64)),
             ("window", Limit::Number(config.window)),
@@ -177,7 +180,8 @@ impl Metrics {
     /// An HTTP connection was accepted.
     pub(super) fn arrived(&self) {
         self.0.figures.accepted.inc();
-        self.0.figures.http.inc();
+        let before = self.0.figures.http.inc();
+        self.0.most.fetch_max(before + 1, Ordering::Relaxed);
     }
 
     /// It has ended.
@@ -185,10 +189,15 @@ impl Metrics {
         self.0.figures.http.dec();
     }
 
-    /// HTTP connections that there are, and that there ever were.
+    /// HTTP connections that there are, and the most that there were at once.
     pub(crate) fn http_connections(&self) -> (u64, u64) {
-        let figures = &self.0.figures;
-        (u64::try_from(figures.http.get()).unwrap_or(0), figures.accepted.get())
+        let (now, most) = (self.0.figures.http.get(), self.0.most.load(Ordering::Relaxed));
+        (now.unsigned_abs(), most.unsigned_abs())
+    }
+
+    /// The most is counted anew.
+    pub(crate) fn forget_most(&self) {
+        self.0.most.store(self.0.figures.http.get(), Ordering::Relaxed);
     }
 
     /// All figures as text, in the format that [`CONTENT_TYPE_TEXT`] names.
