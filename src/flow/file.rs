@@ -56,9 +56,9 @@ impl FilePart {
         self.length
     }
 
-    /// Its bytes as a body, read in pieces of `piece`.
+    /// Its bytes as a body, read in pieces of `piece` bytes, one at least.
     pub fn into_body(self, piece: usize) -> FileBody {
-        FileBody { part: self, at: 0, piece, reading: None }
+        FileBody { part: self, at: 0, piece: piece.max(1), reading: None }
     }
 
     /// Whether the file is what it was.
@@ -105,9 +105,9 @@ impl FileBody {
             }));
         }
         let Some(reading) = &mut self.reading else { unreachable!("it was begun above") };
-        let bytes = ready!(Pin::new(reading).poll(cx))?;
+        let read = ready!(Pin::new(reading).poll(cx));
         self.reading = None;
-        Poll::Ready(bytes.map_err(|error| self.part.check().err().unwrap_or_else(|| error.into())))
+        Poll::Ready(read?.map_err(|error| self.part.check().err().unwrap_or_else(|| error.into())))
     }
 }
 

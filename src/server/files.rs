@@ -1,42 +1,37 @@
-//! The file service: a directory to read from and, where that is allowed, to put files into. A file that is put appears
-//! whole or not at all.
+//! The file service: a directory to read from and, where that is allowed, to put files into (`store.rs`).
 
 use std::convert::Infallible;
 use std::ffi::OsString;
-use std::fs::{self, Permissions};
-use std::io::{self, Write};
+use std::io;
 use std::os::unix::ffi::OsStringExt;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use bytes::{Buf, Bytes};
-use http::header::{ALLOW, CONTENT_LENGTH, CONTENT_RANGE, HeaderValue, IF_NONE_MATCH};
-use http::{Method, Request, Response, StatusCode};
-use http_body_util::{BodyExt, Full};
+use bytes::Bytes;
+use http::header::{ALLOW, CONTENT_LENGTH, CONTENT_RANGE, ETAG, HeaderMap, HeaderValue, IF_RANGE, RANGE};
+use http::{Method, Request, Response, StatusCode, Uri};
+use http_body_util::{BodyExt, Empty, Full};
 use percent_encoding::percent_decode_str;
-use tempfile::NamedTempFile;
 use tower::{Service, ServiceExt};
 use tower_http::services::ServeDir;
+use tower_http::services::fs::DefaultServeDirFallback;
 
-use super::body::{BoxError, RequestBody, ResponseBody, boxed};
+use super::body::{RequestBody, ResponseBody, boxed};
 use super::lookup::{Found, Lookup};
 use super::metrics::Metrics;
+use super::store::{PARTIAL, io_status};
 use crate::fabric::BoxFuture;
 use crate::flow::FilePart;
-
-/// How the files begin that are not whole yet. Nobody is given them.
-const PARTIAL: &str = ".rdma-httpd-";
 
 /// Serves a directory.
 #[derive(Clone)]
 pub struct Files {
-    root: Arc<Path>,
+    pub(super) root: Arc<Path>,
     piece: usize,
     uploads: bool,
-    max_upload: u64,
-    metrics: Option<Metrics>,
+    pub(super) max_upload: u64,
+    pub(super) metrics: Option<Metrics>,
 }
 
 impl Files {
@@ -59,21 +54,7 @@ impl Files {
         let upload = self.uploads && matches!(*request.method(), Method::PUT | Method::POST);
         let Some(path) = path_of(request.uri().path()) else { return plain(StatusCode::NOT_FOUND) };
         if upload {
-            return match put(&self.root, &path, request, self.max_upload).await {
-                Ok(status) => plain(status),
-                Err(Refusal::Status(status)) => {
-                    if status == StatusCode::PAYLOAD_TOO_LARGE
-                        && let Some(metrics) = &self.metrics
-                    {
-                        metrics.limited("max-upload");
-                    }
-                    plain(status)
-                }
-                Err(Refusal::Io(error)) => {
-                    tracing::warn!(path = %path.display(), %error, "an upload failed");
-                    plain(io_status(&error))
-                }
-            };
+            return plain(self.put(&path, request).await);
         }
         let mut response = self.read(request).await;
         if response.status() == StatusCode::METHOD_NOT_ALLOWED && self.uploads {
@@ -90,7 +71,14 @@ impl Files {
             *request.method_mut() = Method::HEAD;
         }
         let lookup = Lookup::default();
-        let reader = ServeDir::with_backend(&self.root, lookup.clone());
+        let reader = ServeDir::with_backend(&self.root, lookup.clone()).ignore_multi_range_requests(true);
+        // RFC 9110, section 14.2: with another method, and in units that nobody knows here, there is no range.
+        let ranges = |range: &HeaderValue| get && range.as_bytes().starts_with(b"bytes=");
+        let asked = request.headers().get(RANGE).is_some_and(ranges);
+        let wanted = request.headers().get(IF_RANGE).cloned();
+        if !asked || !is_same(&reader, request.uri(), wanted).await {
+            request.headers_mut().remove(RANGE);
+        }
         let mut response = reader.oneshot(request).await.unwrap_or_else(|never: Infallible| match never {});
         if !get || !response.status().is_success() {
             return response.map(boxed);
@@ -100,12 +88,36 @@ impl Files {
                 response.extensions_mut().insert(part.clone());
                 response.map(|_| part.into_body(self.piece).boxed_unsync())
             }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => plain(StatusCode::NOT_FOUND),
             Err(error) => {
                 tracing::warn!(%error, "a file cannot be sent");
                 plain(io_status(&error))
             }
         }
     }
+
+    /// What a HEAD with these fields says of a target.
+    pub(super) async fn look(&self, target: &Uri, headers: HeaderMap) -> StatusCode {
+        let mut request = Request::new(RequestBody::new(Empty::<Bytes>::new()));
+        *request.method_mut() = Method::HEAD;
+        *request.uri_mut() = target.clone();
+        *request.headers_mut() = headers;
+        self.read(request).await.status()
+    }
+}
+
+/// Whether a range is asked for of what is there now (RFC 9110, section 13.1.5). Of a date nobody knows whether it is strong.
+async fn is_same(
+    reader: &ServeDir<DefaultServeDirFallback, Lookup>,
+    target: &Uri,
+    wanted: Option<HeaderValue>,
+) -> bool {
+    let Some(wanted) = wanted else { return true };
+    let mut look = Request::new(RequestBody::new(Empty::<Bytes>::new()));
+    *look.method_mut() = Method::HEAD;
+    *look.uri_mut() = target.clone();
+    let there = reader.clone().oneshot(look).await.unwrap_or_else(|never: Infallible| match never {});
+    there.headers().get(ETAG) == Some(&wanted)
 }
 
 impl Service<Request<RequestBody>> for Files {
@@ -139,130 +151,14 @@ fn path_of(target: &str) -> Option<PathBuf> {
 
 /// The part of a file that a response has as its body.
 fn part<B>(lookup: Lookup, response: &Response<B>) -> io::Result<FilePart> {
-    let Found { file, metadata, .. } = lookup.into_found().ok_or(io::ErrorKind::NotFound)?;
+    let found = lookup.into_found().filter(|found| found.metadata.is_file());
+    let Found { file, metadata, .. } = found.ok_or(io::ErrorKind::NotFound)?;
     let text = |name| response.headers().get(name).and_then(|value: &HeaderValue| value.to_str().ok());
     let length = text(CONTENT_LENGTH).and_then(|length| length.parse().ok());
     // `bytes 0-9/100`
     let first =
         text(CONTENT_RANGE).and_then(|range| range.strip_prefix("bytes ")?.split('-').next()?.parse().ok());
     FilePart::new(file, &metadata, first.unwrap_or(0), length.ok_or(io::ErrorKind::InvalidInput)?)
-}
-
-/// Why a file was not taken.
-enum Refusal {
-    Status(StatusCode),
-    Io(io::Error),
-}
-
-impl From<io::Error> for Refusal {
-    fn from(error: io::Error) -> Self {
-        Self::Io(error)
-    }
-}
-
-/// Takes a body into a file, which is there when this returns.
-async fn put(
-    root: &Path,
-    path: &Path,
-    request: Request<RequestBody>,
-    most: u64,
-) -> Result<StatusCode, Refusal> {
-    if path.as_os_str().is_empty() || request.uri().path().ends_with('/') {
-        return Err(Refusal::Status(StatusCode::CONFLICT));
-    }
-    let fresh = request.method() == Method::POST
-        || request.headers().get(IF_NONE_MATCH).is_some_and(|value| value == "*");
-    let taken = match *request.method() {
-        Method::POST => StatusCode::CONFLICT,
-        _ => StatusCode::PRECONDITION_FAILED,
-    };
-    let length = request.headers().get(CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse::<u64>().ok());
-    if length.is_some_and(|length| length > most) {
-        return Err(Refusal::Status(StatusCode::PAYLOAD_TOO_LARGE));
-    }
-    let target = root.join(path);
-    let (root, wanted) = (root.to_owned(), target.clone());
-    let file = blocking(move || begin(&root, &wanted)).await??;
-    if fresh && target.symlink_metadata().is_ok() {
-        return Err(Refusal::Status(taken));
-    }
-    let file = receive(file, request.into_body(), length, most).await?;
-    let status = blocking(move || {
-        let existed = target.symlink_metadata().is_ok();
-        // What a crash leaves is the old file or the new one.
-        file.as_file().sync_all()?;
-        let kept = if fresh { file.persist_noclobber(&target) } else { file.persist(&target) };
-        match kept {
-            Ok(_) if existed => Ok(StatusCode::NO_CONTENT),
-            Ok(_) => Ok(StatusCode::CREATED),
-            Err(error) if error.error.kind() == io::ErrorKind::AlreadyExists => Ok(taken),
-            Err(error) => Err(error.error),
-        }
-    });
-    Ok(status.await??)
-}
-
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> io::Result<T> {
-    tokio::task::spawn_blocking(work).await.map_err(io::Error::other)
-}
-
-/// A temporary file beside the target, so that it can be renamed; nowhere but under the root.
-fn begin(root: &Path, target: &Path) -> Result<NamedTempFile, Refusal> {
-    let directory = target.parent().unwrap_or(root);
-    let inside = match directory.canonicalize() {
-        Ok(directory) => directory.starts_with(root.canonicalize()?),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            return Err(Refusal::Status(StatusCode::CONFLICT));
-        }
-        Err(error) => return Err(error.into()),
-    };
-    if !inside {
-        return Err(Refusal::Status(StatusCode::FORBIDDEN));
-    }
-    if fs::symlink_metadata(target).is_ok_and(|metadata| !metadata.is_file()) {
-        return Err(Refusal::Status(StatusCode::CONFLICT));
-    }
-    let file = tempfile::Builder::new()
-        .prefix(PARTIAL)
-        .suffix(".part")
-        // Less the umask, as for any new file.
-        .permissions(Permissions::from_mode(0o666))
-        .tempfile_in(directory)?;
-    Ok(file)
-}
-
-async fn receive(
-    mut file: NamedTempFile,
-    mut body: RequestBody,
-    length: Option<u64>,
-    most: u64,
-) -> Result<NamedTempFile, Refusal> {
-    let mut received = 0;
-    while let Some(frame) = body.frame().await {
-        let frame = frame.map_err(|error: BoxError| {
-            tracing::warn!(%error, "an upload broke off");
-            Refusal::Status(StatusCode::BAD_REQUEST)
-        })?;
-        let Ok(data) = frame.into_data() else { continue };
-        received += data.remaining() as u64;
-        if received > most {
-            return Err(Refusal::Status(StatusCode::PAYLOAD_TOO_LARGE));
-        }
-        file = blocking(move || file.write_all(&data).map(|()| file)).await??;
-    }
-    match length {
-        Some(length) if length != received => Err(Refusal::Status(StatusCode::BAD_REQUEST)),
-        _ => Ok(file),
-    }
-}
-
-fn io_status(error: &io::Error) -> StatusCode {
-    match error.kind() {
-        io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => StatusCode::FORBIDDEN,
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => StatusCode::INSUFFICIENT_STORAGE,
-        io::ErrorKind::NotADirectory | io::ErrorKind::InvalidFilename => StatusCode::CONFLICT,
-        _ => StatusCode::INTERNAL_SERVER_ERROR,
-    }
 }
 
 fn plain(status: StatusCode) -> Response<ResponseBody> {
@@ -289,6 +185,81 @@ mod tests {
             let response = Files::new(root.path(), 1024, false).oneshot(request).await.unwrap();
             assert_eq!(response.status(), StatusCode::NOT_FOUND);
         }
+    }
+
+    /// Asks a service for these fields' sake; the status and the fields of the answer, and its body.
+    async fn ask(
+        files: &Files,
+        method: Method,
+        target: &str,
+        fields: &[(&str, &str)],
+    ) -> (StatusCode, HeaderMap, Bytes) {
+        let body = if method == Method::PUT { "new" } else { "" };
+        let mut request = Request::builder().method(method).uri(target);
+        for (name, value) in fields {
+            request = request.header(*name, *value);
+        }
+        let request = request.body(RequestBody::new(Full::new(Bytes::from(body)))).unwrap();
+        let (head, body) = files.clone().oneshot(request).await.unwrap().into_parts();
+        (head.status, head.headers, body.collect().await.unwrap().to_bytes())
+    }
+
+    #[tokio::test]
+    async fn a_range_is_of_what_it_was_asked_of() {
+        let root = tempfile::tempdir().unwrap();
+        std::fs::write(root.path().join("file"), "0123456789").unwrap();
+        let files = Files::new(root.path(), 4, false);
+        let tag = ask(&files, Method::HEAD, "/file", &[]).await.1[ETAG].to_str().unwrap().to_owned();
+        let part = (StatusCode::PARTIAL_CONTENT, "234");
+        let whole = (StatusCode::OK, "0123456789");
+        for (fields, expected) in [
+            (vec![("range", "bytes=2-4")], part),
+            (vec![("range", "bytes=2-4"), ("if-range", &tag)], part),
+            (vec![("range", "bytes=2-4"), ("if-range", "\"another\"")], whole),
+            (vec![("range", "bytes=2-4"), ("if-range", "Sun, 06 Nov 1994 08:49:37 GMT")], whole),
+            (vec![("range", "lines=2-4")], whole),
+            (vec![("range", "bytes=2-4,6-7")], whole),
+            (vec![("range", "bytes=20-")], (StatusCode::RANGE_NOT_SATISFIABLE, "")),
+        ] {
+            let (status, _, body) = ask(&files, Method::GET, "/file", &fields).await;
+            assert_eq!((status, &body[..]), (expected.0, expected.1.as_bytes()), "{fields:?}");
+        }
+        let (status, fields, _) = ask(&files, Method::HEAD, "/file", &[("range", "bytes=2-4")]).await;
+        assert_eq!((status, &fields[CONTENT_LENGTH]), (StatusCode::OK, &HeaderValue::from_static("10")));
+    }
+
+    #[tokio::test]
+    async fn what_was_changed_meanwhile_is_not_written_over() {
+        let root = tempfile::tempdir().unwrap();
+        let files = Files::new(root.path(), 1024, true);
+        let put = async |fields: &[(&str, &str)]| ask(&files, Method::PUT, "/file", fields).await.0;
+        assert_eq!(put(&[("if-match", "*")]).await, StatusCode::PRECONDITION_FAILED, "there is none");
+        assert_eq!(put(&[("if-none-match", "\"any\"")]).await, StatusCode::CREATED);
+        let tag = ask(&files, Method::HEAD, "/file", &[]).await.1[ETAG].to_str().unwrap().to_owned();
+        assert_eq!(put(&[("if-none-match", &tag)]).await, StatusCode::PRECONDITION_FAILED);
+        assert_eq!(put(&[("if-match", &tag)]).await, StatusCode::NO_CONTENT);
+        std::fs::write(root.path().join("file"), "another").unwrap();
+        assert_eq!(put(&[("if-match", &tag)]).await, StatusCode::PRECONDITION_FAILED);
+        let past = "Sun, 06 Nov 1994 08:49:37 GMT";
+        assert_eq!(put(&[("if-unmodified-since", past)]).await, StatusCode::PRECONDITION_FAILED);
+        assert_eq!(std::fs::read_dir(root.path()).unwrap().count(), 1, "and nothing is left behind");
+    }
+
+    #[tokio::test]
+    async fn a_directory_may_be_entered_that_cannot_be_read() {
+        use std::os::unix::fs::PermissionsExt;
+        let root = tempfile::tempdir().unwrap();
+        for inside in ["d", "e", "e/index.html"] {
+            std::fs::create_dir(root.path().join(inside)).unwrap();
+        }
+        std::fs::write(root.path().join("d/index.html"), "here").unwrap();
+        std::fs::set_permissions(root.path().join("d"), PermissionsExt::from_mode(0o111)).unwrap();
+        let files = Files::new(root.path(), 1024, false);
+        // A superuser may read it all the same.
+        assert_eq!(ask(&files, Method::GET, "/d/", &[]).await.2, "here");
+        assert_eq!(ask(&files, Method::GET, "/d", &[]).await.0, StatusCode::TEMPORARY_REDIRECT);
+        assert_eq!(ask(&files, Method::GET, "/e/", &[]).await.0, StatusCode::NOT_FOUND);
+        std::fs::set_permissions(root.path().join("d"), PermissionsExt::from_mode(0o755)).unwrap();
     }
 
     #[test]

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use nix::libc::O_NONBLOCK;
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat2};
+use rustix::io::Errno;
 use tower_http::services::fs::{Backend, TokioBackend, TokioFile};
 
 use crate::fabric::BoxFuture;
@@ -52,7 +53,12 @@ impl Backend for Lookup {
             {
                 return Ok(found.metadata.clone());
             }
-            let file = open(path.clone()).await?;
+            let file = match open(path.clone()).await {
+                Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                    return directory(path, error).await;
+                }
+                opened => opened?,
+            };
             let metadata = file.metadata()?;
             if !metadata.is_file() && !metadata.is_dir() {
                 return Err(io::Error::new(
@@ -70,9 +76,11 @@ impl Backend for Lookup {
 /// has, else by another thread, which would cost more than all the rest of a request for a small file.
 async fn open(path: PathBuf) -> io::Result<File> {
     match open_cached(&path) {
-        Some(file) => Ok(file),
-        // A pipe would be waited for until somebody writes to it.
-        None => {
+        Ok(file) => Ok(file),
+        Err(Errno::NOENT) => Err(io::ErrorKind::NotFound.into()),
+        // It would wait for a disk; or this kernel, or what confines us, does not know of it: whoever waits is told what it is.
+        Err(_) => {
+            // A pipe would be waited for until somebody writes to it.
             let open = move || OpenOptions::new().read(true).custom_flags(O_NONBLOCK).open(path);
             tokio::task::spawn_blocking(open).await.map_err(io::Error::other)?
         }
@@ -80,7 +88,16 @@ async fn open(path: PathBuf) -> io::Result<File> {
 }
 
 /// The same, where it waits for no disk (Linux 5.12).
-fn open_cached(path: &Path) -> Option<File> {
+fn open_cached(path: &Path) -> Result<File, Errno> {
     let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
-    openat2(CWD, path, flags, Mode::empty(), ResolveFlags::CACHED).ok().map(File::from)
+    openat2(CWD, path, flags, Mode::empty(), ResolveFlags::CACHED).map(File::from)
+}
+
+/// What cannot be opened, if it is a directory: one that may be entered need not be readable.
+async fn directory(path: PathBuf, refused: io::Error) -> io::Result<Metadata> {
+    let look = tokio::task::spawn_blocking(move || std::fs::metadata(path));
+    match look.await.map_err(io::Error::other)? {
+        Ok(metadata) if metadata.is_dir() => Ok(metadata),
+        _ => Err(refused),
+    }
 }

@@ -31,6 +31,7 @@ mod lookup;
 mod metrics;
 mod respond;
 mod rooms;
+mod store;
 mod upload;
 mod watched;
 
