@@ -22,7 +22,7 @@ use crate::channel::ReceiveError;
 use crate::client::{Advertise, Client, ClientError, ClientTls, Connect, Options, Pool, PoolOptions};
 use crate::events::{Event, Recorder};
 use crate::fabric::soft::SoftOptions;
-use crate::flow::FlowError;
+use crate::flow::{FlowError, MOST_WINDOW};
 use crate::header::Mode;
 
 /// Fetches a URL over HTTP, the body by RDMA where the server can
@@ -74,7 +74,7 @@ pub(super) struct Args {
         long,
         value_name = "N",
         default_value = "1",
-        value_parser = clap::value_parser!(u16).range(1..=1024),
+        value_parser = clap::value_parser!(u16).range(1..=MOST_WINDOW as i64),
         env = "RDMA_FETCH_PARALLEL"
     )]
     pub(super) parallel: u16,

@@ -17,6 +17,7 @@ use super::common::{
 use super::settings::{Settings, SettingsError};
 use crate::events::{Event, Recorder};
 use crate::fabric::soft::SoftOptions;
+use crate::flow::MOST_WINDOW;
 use crate::server::{Files, Limit, Metrics, RdmaConfig, RdmaLayer, ServeOptions, serve};
 use crate::tls::ServerTls;
 
@@ -118,7 +119,7 @@ struct Args {
         long,
         value_name = "N",
         default_value = "8",
-        value_parser = clap::value_parser!(u16).range(1..=1024),
+        value_parser = clap::value_parser!(u16).range(1..=MOST_WINDOW as i64),
         env = "RDMA_HTTPD_WINDOW"
     )]
     window: u16,

@@ -46,6 +46,8 @@ pub const RECEIVE_DEPTH: usize = 128;
 pub const RECEIVE_SIZE: usize = 64;
 /// Regions that are told of and not read, at most.
 const MOST_REGIONS: usize = 32;
+/// Operations of one transfer in flight, at most: a device's send queue has room for 1,024, and messages go by it too.
+pub const MOST_WINDOW: usize = 1000;
 /// One part in so many of a ring is the least that is told of.
 const STEPS: u64 = 32;
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
-use crate::flow::Limits;
+use crate::flow::{Limits, MOST_WINDOW};
 use crate::memory::Strategy;
 
 /// Settings of [`RdmaLayer`](super::RdmaLayer).
@@ -61,7 +61,8 @@ impl RdmaConfig {
 
     /// The bounds of one transfer.
     pub fn limits(&self) -> Limits {
-        Limits { chunk: self.chunk, window: self.window, stall: self.stall_timeout, rate: self.min_rate }
+        let window = self.window.min(MOST_WINDOW);
+        Limits { chunk: self.chunk, window, stall: self.stall_timeout, rate: self.min_rate }
     }
 
     /// Whether a request from `peer` may make us connect to `to` (`docs/protocol.md`, section 6).

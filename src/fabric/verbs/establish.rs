@@ -167,6 +167,8 @@ struct Prepared {
     pair: Unconnected,
     pd: VerbsPd,
     completions: Arc<AsyncFd<CompletionChannel>>,
+    /// Work requests that the device takes at once.
+    send_depth: u32,
     max_message: usize,
 }
 
@@ -209,7 +211,7 @@ impl Prepared {
         let mut receives = Receives::new(&pd.0, options.receive_depth, options.receive_size)?;
         receives.replenish(&pair, 0)?;
         let pair = Unconnected(Some((pair, receives)));
-        Ok(Self { pair, pd, completions, max_message: fabric.max_message })
+        Ok(Self { pair, pd, completions, send_depth: send, max_message: fabric.max_message })
     }
 
     fn established(
@@ -225,7 +227,7 @@ impl Prepared {
         let (local, peer) = (address(id.local_addr())?, address(id.peer_addr())?);
         let events = id.channel().clone();
         let Some((pair, receives)) = self.pair.0.take() else { return Err(FabricError::Closed) };
-        let shared = Arc::new(Shared::new(pair, receives, SEND_DEPTH as usize, hold));
+        let shared = Arc::new(Shared::new(pair, receives, self.send_depth as usize, hold));
         let driver = Driver { shared: shared.clone(), events, completions: self.completions };
         tokio::spawn(driver.run());
         Ok(Arc::new(VerbsConnection {
