@@ -62,7 +62,7 @@ where
             kept = later;
             writer.post(now, length).await?;
         }
-        // What is read as it leaves is known to be what it was only when all of it has left.
+        // What is read as it leaves can have changed until it leaves, and sendfile(2) lends pages to the socket still after that.
         if feed.leaves_unread() {
             writer.complete().await?;
         }

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::{Request, Response};
+use http::{Method, Request, Response};
 use http_body::Body;
 use hyper::body::Incoming;
 use hyper::service::{HttpService, service_fn};
@@ -201,7 +201,7 @@ async fn serve_one<S, B, I>(
         room.begin();
         match http.keep_promise(promised).await {
             Ok(stream) => {
-                let with_http = with_connection(service, http.clone(), room.clone(), Refused::default());
+                let with_http = with_connection(service, http.clone(), room.clone(), refused.clone());
                 ended = serve_http(watched(stream, &room, options), with_http, idle, stopped).await;
             }
             Err(error) => tracing::warn!(%peer, %error, "no connection in place"),
@@ -302,7 +302,9 @@ where
         request.extensions_mut().insert(http.clone());
         http.unread().tell(!request.body().is_end_stream());
         room.begin();
-        let upgrade = request.extensions().get::<OnUpgrade>().cloned();
+        // What a CONNECT gets is the service's, whatever the answer.
+        let asks = request.method() != Method::CONNECT;
+        let upgrade = asks.then(|| request.extensions().get::<OnUpgrade>().cloned()).flatten();
         let (answered, room, refused) = (service.clone().oneshot(request), room.clone(), refused.clone());
         async move {
             let answer = answered.await?;

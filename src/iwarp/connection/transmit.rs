@@ -215,7 +215,6 @@ impl Transmitter {
                 let payload = match fetch(memory, Reach::Local, *source, *source_to, progress, chunk, crc) {
                     Ok(Some(payload)) => payload,
                     Ok(None) => return Ok(false),
-                    // What was posted behind it may say that it was written, so the connection ends, as a device's does.
                     Err(denied) => return Err(denied),
                 };
                 let header = tagged(Opcode::Write, last, *sink, sink_to.wrapping_add(progress));
@@ -346,7 +345,8 @@ impl Connection {
                 Some(Turn::Work) => match self.transmitter.append_work(out, self.crc, memory) {
                     Ok(more) => more,
                     Err(denied) => {
-                        // The message can be neither finished nor taken back (RFC 5040, section 7.1: 0/0).
+                        // The message can be neither finished nor taken back, and what was posted behind it may say that all
+                        // was written: the connection ends, as a device's does (RFC 5040, section 7.1: 0/0).
                         self.queue_terminate(Terminate::new(Code::LOCAL_CATASTROPHIC, None));
                         self.end(CloseReason::Local(denied));
                         false
