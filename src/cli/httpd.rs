@@ -1,6 +1,7 @@
 //! `rdma-httpd`: see `--help`.
 
 use std::ffi::OsString;
+use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -8,7 +9,7 @@ use std::time::Duration;
 
 use clap::{CommandFactory, FromArgMatches, Parser};
 use ipnet::IpNet;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
 use tower::Layer;
 
 use super::common::{
@@ -277,6 +278,16 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     }
 }
 
+/// A listener with a queue for as many as there may be: where a thousand clients come at once and the queue is shorter, the
+/// system answers with SYN cookies, of which it refuses some (a reset in place of the first answer).
+fn listen(address: SocketAddr, connections: usize) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv6() { TcpSocket::new_v6() } else { TcpSocket::new_v4() }?;
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    // The system's own limit holds all the same (net.core.somaxconn).
+    socket.listen(u32::try_from(connections).unwrap_or(u32::MAX).clamp(1024, i32::MAX as u32))
+}
+
 async fn run(args: &Args, recorder: Recorder) -> Result<ExitCode, String> {
     let root = &args.root;
     let is_dir =
@@ -294,8 +305,8 @@ async fn run(args: &Args, recorder: Recorder) -> Result<ExitCode, String> {
     };
     let tls = args.tls()?;
     let scheme = if tls.is_some() { "https" } else { "http" };
-    let listener =
-        TcpListener::bind(args.listen).await.map_err(|e| format!("--listen {}: {e}", args.listen))?;
+    let listener = listen(args.listen, args.max_connections)
+        .map_err(|error| format!("--listen {}: {error}", args.listen))?;
     let address = listener.local_addr().map_err(|error| format!("--listen {}: {error}", args.listen))?;
 
     let layer = RdmaLayer::new(fabric, args.rdma(), recorder.clone());
