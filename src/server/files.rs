@@ -98,12 +98,18 @@ impl Files {
 
     /// What a HEAD with these fields says of a target.
     pub(super) async fn look(&self, target: &Uri, headers: HeaderMap) -> StatusCode {
-        let mut request = Request::new(RequestBody::new(Empty::<Bytes>::new()));
-        *request.method_mut() = Method::HEAD;
-        *request.uri_mut() = target.clone();
+        let mut request = head(target);
         *request.headers_mut() = headers;
         self.read(request).await.status()
     }
+}
+
+/// A HEAD of ours.
+fn head(target: &Uri) -> Request<RequestBody> {
+    let mut request = Request::new(RequestBody::new(Empty::<Bytes>::new()));
+    *request.method_mut() = Method::HEAD;
+    *request.uri_mut() = target.clone();
+    request
 }
 
 /// Whether a range is asked for of what is there now (RFC 9110, section 13.1.5). Of a date nobody knows whether it is strong.
@@ -113,10 +119,7 @@ async fn is_same(
     wanted: Option<HeaderValue>,
 ) -> bool {
     let Some(wanted) = wanted else { return true };
-    let mut look = Request::new(RequestBody::new(Empty::<Bytes>::new()));
-    *look.method_mut() = Method::HEAD;
-    *look.uri_mut() = target.clone();
-    let there = reader.clone().oneshot(look).await.unwrap_or_else(|never: Infallible| match never {});
+    let there = reader.clone().oneshot(head(target)).await.unwrap_or_else(|never: Infallible| match never {});
     there.headers().get(ETAG) == Some(&wanted)
 }
 

@@ -212,11 +212,8 @@ impl Transmitter {
             Work::Write { source, source_to, length, sink, sink_to } => {
                 let room = whole_pages(self.mulpdu - TAGGED_HEADER, source_to.wrapping_add(progress));
                 let (chunk, last) = cut(*length, progress, room);
-                let payload = match fetch(memory, Reach::Local, *source, *source_to, progress, chunk, crc) {
-                    Ok(Some(payload)) => payload,
-                    Ok(None) => return Ok(false),
-                    Err(denied) => return Err(denied),
-                };
+                let payload = fetch(memory, Reach::Local, *source, *source_to, progress, chunk, crc)?;
+                let Some(payload) = payload else { return Ok(false) };
                 let header = tagged(Opcode::Write, last, *sink, sink_to.wrapping_add(progress));
                 out.fpdu(crc, |out| header.encode(out), payload, chunk);
                 (chunk, last)
