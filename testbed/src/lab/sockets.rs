@@ -29,18 +29,19 @@ impl Sockets {
     /// Waits until there is no connection that may send more.
     pub async fn settled(mut self) -> Result<(), LabError> {
         let failed = |error| LabError::operation(format!("cannot read a host's sockets: {error}"));
-        while self.any_open().map_err(failed)? {
+        while self.any(any_open).map_err(failed)? {
             tokio::time::sleep(PAUSE).await;
         }
         Ok(())
     }
 
-    fn any_open(&mut self) -> io::Result<bool> {
+    /// Whether this is so of any table as it is now.
+    fn any(&mut self, so: impl Fn(&str) -> bool) -> io::Result<bool> {
         for table in &mut self.0 {
             table.rewind()?;
             let mut text = Vec::new();
             table.take(MAX_TABLE).read_to_end(&mut text)?;
-            if any_open(&String::from_utf8_lossy(&text)) {
+            if so(&String::from_utf8_lossy(&text)) {
                 return Ok(true);
             }
         }
@@ -89,10 +90,14 @@ mod tests {
     #[test]
     fn each_look_is_a_fresh_one() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        // Others have connections here too: this one's other end is the listener.
+        let to_it = format!(" 0100007F:{:04X} 01 ", address.port());
         let mut sockets = Sockets::open().unwrap();
-        // Others may have connections here too, so it can only be told that this one is seen.
-        sockets.any_open().unwrap();
-        let _connection = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-        assert!(sockets.any_open().unwrap());
+        assert!(!sockets.any(|table| table.contains(&to_it)).unwrap());
+        let connection = TcpStream::connect(address).unwrap();
+        assert!(sockets.any(|table| table.contains(&to_it)).unwrap());
+        drop((connection, listener));
+        assert!(!sockets.any(|table| table.contains(&to_it)).unwrap());
     }
 }
