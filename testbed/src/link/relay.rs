@@ -276,7 +276,8 @@ impl Forwarder {
             self.under_way.clear();
             self.overtaking.clear();
         }
-        self.scheduler.change(&impairment, Nanos(self.origin.elapsed().as_nanos() as u64));
+        let now = self.now();
+        self.scheduler.change(&impairment, now);
         self.under_way.grow(capacity(&impairment));
         if impairment.reorder > 0.0 {
             self.overtaking.grow(capacity(&impairment));
