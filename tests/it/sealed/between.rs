@@ -51,8 +51,14 @@ pub(crate) struct Between {
 
 impl Between {
     pub(crate) fn start(doing: Doing) -> Self {
-        let listener = TcpListener::bind("127.0.0.2:0").unwrap();
-        let address = listener.local_addr().unwrap();
+        // The client listens at the same port of another address, where another test may be.
+        let (listener, address) = loop {
+            let listener = TcpListener::bind("127.0.0.2:0").unwrap();
+            let address = listener.local_addr().unwrap();
+            if TcpListener::bind(("127.0.0.1", address.port())).is_ok() {
+                break (listener, address);
+            }
+        };
         let seen = Arc::new(Mutex::new(Seen::default()));
         let known = seen.clone();
         // Ends with the test's process.
